@@ -1,0 +1,364 @@
+"""The typed config tree, its presets and how files and overrides become one resolved config.
+
+Layers, later ones win: defaults, the file's preset, the file, the command line's preset, the command line's overrides.
+Imports neither torch nor ray nor vllm, so that `tpaw --help` and config errors come at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tpaw_ray.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+PerIteration = Positive | Annotated[list[Positive], Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused and values do not change after resolving."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class RunConfig(Section):
+    name: Name
+    """Name of the run; its folder is `root/name`. Letters, digits, `.`, `_`, `-`."""
+    root: str = "runs"
+    """Folder that holds runs."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    """Seed of sampling and of the order of training."""
+
+
+class ModelConfig(Section):
+    path: str
+    """The SFT model `θ_0`: a Hugging Face directory, or a hub name where a hub can be reached."""
+    chat_template: str | None = None
+    """A Jinja chat template, a file that holds one, or `plain` for base models; by default the tokenizer's own."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention of scorer and learner; `auto` takes FlashAttention-2 on a GPU that has it, otherwise SDPA."""
+    trust_remote_code: bool = False
+    """Let the model directory's own Python code run."""
+
+
+class ColumnsConfig(Section):
+    messages: str | None = None
+    """Column with a list of `{role, content}` (or ShareGPT's `{from, value}`)."""
+    prompt: str | None = None
+    """Column with the prompt: a string or a list of messages."""
+    target: str | None = None
+    """Column with the target response: a string or a list of messages."""
+    system: str | None = None
+    """Column with a system message to put first."""
+
+
+class DataConfig(Section):
+    path: str
+    """SFT data: a `.jsonl`, `.json` or `.parquet` file, a folder of them, a folder saved by `datasets`, or a hub name."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    split: str = "train"
+    """Split of a hub or saved data set."""
+    heldout_path: str | None = None
+    """Separate data (same shapes) whose rows form the test split; then none is split off `path` for test."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """Which columns hold what, for data of a shape that is not recognised."""
+    limit: Count | None = None
+    """Use the first so many rows of the data, before splitting."""
+    validation_fraction: Fraction = 0.05
+    """Share of prompts held out for validation, chosen by a stable hash of the prompt."""
+    test_fraction: Fraction = 0.05
+    """Share of prompts held out for test, chosen by a stable hash of the prompt."""
+    prompt_length: Count = 512
+    """Longest prompt in tokens; rows with longer ones are left out and counted."""
+    max_length: Count = 1024
+    """Longest prompt with its response in tokens; rows with longer ones are left out and counted."""
+    shard_size: Count = 1024
+    """Prompts in a shard, the unit in which stages work and save."""
+
+
+class TeamConfig(Section):
+    size: Count = 3
+    """`K`: players in the team, the last `K` checkpoints."""
+    data: Literal["replay", "fresh"] = "replay"
+    """`replay`: a checkpoint generates once and the last rounds are kept; `fresh`: opponents generate anew each iteration."""
+    window: Count | None = None
+    """Rounds (`replay`) or opponents (`fresh`) an update learns from; by default `size`."""
+
+
+class ObjectiveConfig(Section):
+    reward_scale: PerIteration = 0.1
+    """`λ` of equation (1); a list gives one value an iteration, the last one serves all later iterations."""
+    eta: AtLeastOne = 6.0
+    """`η` of equation (2); 1 switches target weighting off."""
+    gamma: NonNegative = 0.5
+    """`γ` of equation (4); 0 weighs all players alike."""
+    weights: Literal["live", "frozen"] = "live"
+    """`live`: weights from the policy at every step, as in the paper; `frozen`: those from the start of the update."""
+    detach_weights: bool = True
+    """Keep gradients from flowing through the weights."""
+
+
+class SamplingConfig(Section):
+    temperature: Positive = 1.0
+    """Temperature of the opponents' sampling."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus of the opponents' sampling."""
+    max_new_tokens: Count = 256
+    """Longest generated response in tokens."""
+
+
+class OpponentsConfig(Section):
+    replicas: Count = 1
+    """Engines a checkpoint."""
+    tensor_parallel: Count = 1
+    """GPUs one engine is spread over."""
+    gpus: NonNegative = 0
+    """GPUs an engine takes; 0 runs it on the CPU, a fraction shares one."""
+    cpus: NonNegative = 0.1
+    """CPUs Ray sets aside for an engine; a scheduling figure, not a limit (see `threads`)."""
+    threads: Count | None = None
+    """CPU threads of an engine; by default all cores of its machine."""
+    memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Share of the GPU's memory an engine may take (vLLM's `gpu_memory_utilization`)."""
+    cpu_cache_gib: Positive = 1.0
+    """Memory of an engine's KV cache on the CPU, in GiB."""
+    batch: Count = 256
+    """Sequences an engine works on at once (vLLM's `max_num_seqs`)."""
+    engine_args: dict[str, Any] = {}
+    """Further vLLM engine arguments, passed on as they are."""
+
+
+class ScoringConfig(Section):
+    workers: Count = 1
+    """Scorers that work side by side."""
+    gpus: NonNegative = 0
+    """GPUs a scorer takes."""
+    cpus: NonNegative = 0.1
+    """CPUs Ray sets aside for a scorer."""
+    threads: Count | None = None
+    """CPU threads of a scorer; by default all cores of its machine."""
+    batch_tokens: Count = 16384
+    """Tokens in a forward pass, padding included."""
+
+
+class LearnerConfig(Section):
+    workers: Count = 1
+    """Workers of the Ray Train group."""
+    gpus: NonNegative = 0
+    """GPUs a worker takes; 0 trains on the CPU."""
+    cpus: NonNegative = 0.1
+    """CPUs Ray sets aside for a worker."""
+    threads: Count | None = None
+    """CPU threads of a worker; by default the machine's cores divided by `workers`."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    """DeepSpeed ZeRO stage."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Precision of learner, scorers and opponents."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass to save memory."""
+    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    """Optimizer, made anew at every iteration."""
+    learning_rate: PerIteration = [5e-7, 5e-7, 1e-7, 1e-7]
+    """Peak learning rate; a list gives one value an iteration, the last one serves all later iterations."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_fraction: Fraction = 0.1
+    """Share of an update's steps in which the learning rate rises."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled (AdamW) or added (RMSprop) weight decay."""
+    max_grad_norm: NonNegative = 1.0
+    """Gradients are clipped to this norm; 0 never clips."""
+    epochs: Count = 2
+    """Passes over the opponent data in an iteration."""
+    global_batch: Count = 64
+    """Triplets in a step, over all workers and micro-batches."""
+    micro_batch_tokens: Count = 8192
+    """Tokens in a micro-batch of one worker, padding included; one triplet always fits."""
+    max_restarts: Annotated[int, Field(ge=0)] = 2
+    """How often the worker group is started again after a worker died."""
+
+
+class EvaluationConfig(Section):
+    split: Literal["validation", "test"] = "validation"
+    """Held-out rows that every checkpoint answers."""
+    limit: Count | None = None
+    """Answer only the first so many held-out rows."""
+    answer_pattern: str = r"####\s*(-?[0-9.,]*[0-9])"
+    """Regular expression whose first group is the final answer; the last match in a text counts."""
+    max_new_tokens: Count | None = None
+    """Longest held-out answer in tokens; by default `sampling.max_new_tokens`."""
+
+
+class Config(Section):
+    """Everything a run is made from."""
+
+    run: RunConfig
+    model: ModelConfig
+    data: DataConfig
+    iterations: Count = 4
+    """Iterations of generate, score, update."""
+    team: TeamConfig = TeamConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    opponents: OpponentsConfig = OpponentsConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def window(self) -> int:
+        """Rounds (or opponents) the update of an iteration learns from."""
+        return self.team.window or self.team.size
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> "Config":
+        if self.data.prompt_length >= self.data.max_length:
+            raise ValueError(
+                f"data.prompt_length ({self.data.prompt_length}) must be below data.max_length ({self.data.max_length}), "
+                "which includes the response"
+            )
+        if self.data.validation_fraction + self.data.test_fraction >= 1:
+            raise ValueError("data.validation_fraction and data.test_fraction leave nothing to train on")
+        return self
+
+    @field_validator("evaluation")
+    @classmethod
+    def _pattern_has_a_group(cls, value: EvaluationConfig) -> EvaluationConfig:
+        import re
+
+        try:
+            groups = re.compile(value.answer_pattern).groups
+        except re.error as error:
+            raise ValueError(f"answer_pattern is not a regular expression: {error}") from error
+        if groups < 1:
+            raise ValueError("answer_pattern needs a group, as in '#### ([0-9]+)'")
+        return value
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "tpaw": {"team": {"size": 3, "window": None}, "objective": {"eta": 6.0, "gamma": 0.5}},
+    "spin": {"team": {"size": 1, "window": 2}, "objective": {"eta": 1.0, "gamma": 0.0}},
+    "without-target-weights": {"team": {"size": 3, "window": None}, "objective": {"eta": 1.0, "gamma": 0.5}},
+    "without-player-weights": {"team": {"size": 3, "window": None}, "objective": {"eta": 6.0, "gamma": 0.0}},
+    "without-team": {"team": {"size": 1, "window": None}, "objective": {"eta": 6.0, "gamma": 0.5}},
+}
+
+
+def at_iteration(value: float | Sequence[float], iteration: int) -> float:
+    """A per-iteration setting at an iteration; the last value of a list serves all later ones.
+
+    >>> at_iteration([5e-7, 1e-7], 0), at_iteration([5e-7, 1e-7], 7), at_iteration(0.1, 3)
+    (5e-07, 1e-07, 0.1)
+    """
+    if isinstance(value, int | float):
+        return float(value)
+    return float(value[min(iteration, len(value) - 1)])
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Resolve a YAML file and dotted overrides (`objective.eta=1`, `preset=spin`) into a config.
+
+    Raises:
+        ConfigError: naming the file or override, the field, what was found and what is expected.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the config: {error}") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, found {type(content).__name__}")
+    return resolve_config(_with_preset(content, str(path)), _with_preset(_parse_overrides(overrides), "command line"), source=str(path))
+
+
+def resolve_config(*layers: Mapping[str, Any], source: str = "config") -> Config:
+    """Merge layers (later ones win) and check the result."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{source}: {line}" for line in _lines(error))) from error
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML; reading it back gives the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def config_fields(section: type[Section] = Config, prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """Every leaf of the config as (dotted key, type, default, description): the config reference is made of it."""
+    rows = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            rows += config_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            kind = str(field.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
+            default = "required" if field.is_required() else str(field.default)
+            rows.append((f"{prefix}{name}", kind, default, field.description or ""))
+    return rows
+
+
+def _with_preset(layer: Mapping[str, Any], source: str) -> dict[str, Any]:
+    values = dict(layer)
+    preset = values.pop("preset", None)
+    if preset is None:
+        return values
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise ConfigError(f"{source}: preset: found {preset!r}, expected one of {', '.join(PRESETS)}")
+    merged = deepcopy(dict(PRESETS[preset]))
+    _merge(merged, values)
+    return merged
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not all(key.split(".")):
+            raise ConfigError(f"override {override!r}: expected key=value, as in objective.eta=6")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        _merge(values, value)
+    return values
+
+
+def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = deepcopy(value)
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "list[", "float")))
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{field}: unknown key; see the config reference in docs/config.md")
+        elif problem["type"] == "missing":
+            lines.append(f"{field}: required, but missing")
+        else:
+            found = f", found {problem['input']!r}" if not isinstance(problem["input"], dict | BaseModel) else ""
+            lines.append(f"{field + ': ' if field else ''}{message}{found}")
+    return list(dict.fromkeys(lines))
