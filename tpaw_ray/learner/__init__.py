@@ -1,0 +1,1 @@
+"""The live policy: a Ray Train worker group that runs DeepSpeed on its share of the pairs."""

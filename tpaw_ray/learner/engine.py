@@ -1,0 +1,95 @@
+"""The live policy under DeepSpeed: model, optimizer and schedule of one update."""
+
+import gc
+import math
+from typing import Any
+
+import deepspeed
+import torch
+from torch.optim import AdamW, Optimizer, RMSprop
+from transformers import get_scheduler
+from transformers.integrations import HfDeepSpeedConfig
+
+from tpaw_ray.config import Config, LearnerConfig, at_iteration
+from tpaw_ray.policy.logprobs import Policy
+from tpaw_ray.policy.model import load_model
+
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+def deepspeed_settings(learner: LearnerConfig) -> dict[str, Any]:
+    """The DeepSpeed config of a worker.
+
+    Gradient accumulation is ours (`managed_gradient_accumulation: false`): a step runs as many micro-batches as its tokens
+    need, and `engine.step()` is the boundary.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "zero_optimization": {"stage": learner.zero_stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": learner.precision == "bf16"},
+        "gradient_clipping": learner.max_grad_norm,
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }
+
+
+class PolicyEngine:
+    """A DeepSpeed engine around the policy that starts an update. `close` frees its memory."""
+
+    def __init__(self, config: Config, *, checkpoint: str, iteration: int, num_steps: int) -> None:
+        settings = deepspeed_settings(config.learner)
+        # ZeRO-3 partitions parameters while they load, which transformers does only while this object lives.
+        self._zero3 = HfDeepSpeedConfig(settings) if config.learner.zero_stage == 3 else None
+        model = load_model(
+            checkpoint,
+            precision=config.learner.precision,
+            attention=config.model.attention,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+        if config.learner.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        policy = Policy(model).train()
+        self.engine, *_ = deepspeed.initialize(
+            model=policy,
+            optimizer=make_optimizer(policy, config.learner, iteration),
+            lr_scheduler=lambda optimizer: make_schedule(optimizer, config.learner, num_steps),
+            config=settings,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.engine.module.model
+
+    def step(self) -> tuple[float, float]:
+        """Take the optimizer step of the gradients so far. Returns their norm before clipping, and the learning rate."""
+        learning_rate = self.engine.get_lr()[0]
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return (math.nan if norm is None else float(norm)), float(learning_rate)
+
+    def close(self) -> None:
+        self.engine.destroy()
+        self.engine = self._zero3 = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def make_optimizer(policy: Policy, learner: LearnerConfig, iteration: int) -> Optimizer:
+    """A new optimizer for every iteration; RMSprop with torch's defaults is what SPIN trained with."""
+    rate = at_iteration(learner.learning_rate, iteration)
+    kind = {"rmsprop": RMSprop, "adamw": AdamW}[learner.optimizer]
+    return kind(policy.parameters(), lr=rate, weight_decay=learner.weight_decay)
+
+
+def make_schedule(optimizer: Optimizer, learner: LearnerConfig, num_steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Warm-up over a share of the steps, then the schedule of the config."""
+    warmup = math.ceil(learner.warmup_fraction * num_steps)
+    return get_scheduler(_SCHEDULES[learner.schedule], optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)

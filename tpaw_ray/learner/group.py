@@ -1,0 +1,124 @@
+"""The driver's side of the learner: one Ray Train worker group for the whole run, which takes an order an iteration.
+
+Starting a group, importing torch and DeepSpeed takes longer than a small update, so the group starts once, while the
+first checkpoint is evaluated, and waits for orders in between; it holds no model while it waits.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from tpaw_ray.config import Config
+from tpaw_ray.errors import LearnerError
+from tpaw_ray.runs.metrics import StepMetrics
+from tpaw_ray.runs.store import RunStore
+
+
+class Mailbox:
+    """A Ray actor between driver and workers: orders one way, step metrics the other."""
+
+    def __init__(self) -> None:
+        self._order = -1
+        self._open = True
+        self._changed = asyncio.Condition()
+        self._rows: list[StepMetrics] = []
+
+    async def post(self, iteration: int) -> None:
+        """Order the update of an iteration."""
+        async with self._changed:
+            self._order = iteration
+            self._changed.notify_all()
+
+    async def close(self) -> None:
+        """Send the workers home once they are done."""
+        async with self._changed:
+            self._open = False
+            self._changed.notify_all()
+
+    async def next_order(self, done: int) -> int | None:
+        """Wait for an iteration later than `done`; None when there will be no more. A restarted worker passes -1."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._order > done or not self._open)
+        return self._order if self._order > done else None
+
+    async def report(self, row: StepMetrics) -> None:
+        self._rows.append(row)
+
+    async def collect(self) -> list[StepMetrics]:
+        """The rows reported since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
+
+
+class Learner:
+    """Starts the worker group at once, in the background; `update` orders an iteration and waits for its checkpoint."""
+
+    def __init__(self, config: Config, store: RunStore) -> None:
+        self.config = config
+        self.store = store
+        self.mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
+        self._group: Future[object] = self._thread.submit(make_trainer(config, store, self.mailbox).fit)
+
+    def update(self, iteration: int, on_rows: Callable[[list[StepMetrics]], None]) -> None:
+        """Have `θ_{t+1}` made from the committed pairs of an iteration; `on_rows` gets the metrics of steps as they end.
+
+        Raises:
+            LearnerError: when the group has ended, with the reason of the worker that failed.
+        """
+        ray.get(self.mailbox.post.remote(iteration))
+        checkpoint = self.store.checkpoint(iteration + 1)
+        while not self.store.is_committed(checkpoint):
+            if self._group.done():
+                raise LearnerError(f"iteration {iteration}: the learner ended without its checkpoint: {self._failure()}")
+            on_rows(ray.get(self.mailbox.collect.remote()))
+            time.sleep(0.1)
+        on_rows(ray.get(self.mailbox.collect.remote()))
+
+    def close(self) -> None:
+        """End the group: at once if it failed, otherwise after the order it works on."""
+        if not self._group.done():
+            ray.get(self.mailbox.close.remote())
+        self._group.exception()
+        self._thread.shutdown()
+        ray.kill(self.mailbox)
+
+    def _failure(self) -> str:
+        error = self._group.exception()
+        causes = getattr(error, "worker_failures", None) or {}
+        return "; ".join(f"worker {rank}: {cause}" for rank, cause in causes.items()) or str(error)
+
+
+def make_trainer(config: Config, store: RunStore, mailbox: ray.actor.ActorHandle) -> TorchTrainer:
+    """The Ray Train group of the config's size, on GPUs (NCCL) or CPUs (Gloo)."""
+    learner = config.learner
+    resources = {"CPU": learner.cpus} | ({"GPU": learner.gpus} if learner.gpus else {})
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"config": config, "store": store, "mailbox": mailbox},
+        torch_config=TorchConfig(backend="nccl" if learner.gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=learner.workers, use_gpu=bool(learner.gpus), resources_per_worker=resources),
+        run_config=RunConfig(
+            name="learner",
+            storage_path=store.path("ray_train"),
+            failure_config=FailureConfig(max_failures=learner.max_restarts),
+        ),
+    )
+
+
+def train_loop(settings: dict) -> None:  # type: ignore[type-arg]
+    """What Ray Train runs on a worker. Heavy imports happen here, after the process knows its accelerator and threads."""
+    import os
+
+    config: Config = settings["config"]
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.learner.gpus else "cpu")
+    os.environ.setdefault("LOCAL_SIZE", str(ray.train.get_context().get_local_world_size()))
+
+    from tpaw_ray.learner.worker import work
+
+    work(config, settings["store"], settings["mailbox"])

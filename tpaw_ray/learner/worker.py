@@ -1,0 +1,181 @@
+"""The loop every worker of the Ray Train group runs: wait for an order, update the live policy, export, report.
+
+Axes: `B` triplet, `K` player.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import ray
+import ray.train
+import torch
+from torch import Tensor, distributed
+
+from tpaw_ray.algorithm.objective import TeamLoss, team_loss, weighted_loss
+from tpaw_ray.config import Config, at_iteration
+from tpaw_ray.errors import LearnerError
+from tpaw_ray.learner.batches import Unit, epoch_steps, micro_batches, num_steps, padded_tokens
+from tpaw_ray.learner.engine import PolicyEngine
+from tpaw_ray.learner.export import export_checkpoint
+from tpaw_ray.learner.triplets import TripletBatch, lengths_of, read_pairs, triplet_batch
+from tpaw_ray.runs.metrics import StepMetrics
+from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Pair
+
+
+def work(config: Config, store: RunStore, mailbox: ray.actor.ActorHandle) -> None:
+    """Serve update orders until the mailbox is closed. Runs on every worker; rank 0 speaks to the driver."""
+    torch.set_num_threads(threads_of(config))
+    first_rank = distributed.get_rank() == 0
+    done = -1
+    while (iteration := ray.get(mailbox.next_order.remote(done))) is not None:
+        if not store.is_committed(store.checkpoint(iteration + 1)):
+            update(config, store, iteration, (lambda row: mailbox.report.remote(row)) if first_rank else (lambda row: None))
+        done = iteration
+        ray.train.report({"iteration": iteration})
+
+
+def update(config: Config, store: RunStore, iteration: int, report: Callable[[StepMetrics], object]) -> None:
+    """Train `θ_{t+1}` from `θ_t` on the pairs of iteration `t` and write it as a checkpoint."""
+    rank, workers = distributed.get_rank(), distributed.get_world_size()
+    pairs = read_pairs(store, iteration)
+    lengths = lengths_of(pairs)
+    learner = config.learner
+    total = num_steps(len(pairs), learner.global_batch, learner.epochs)
+    policy = PolicyEngine(config, checkpoint=store.checkpoint(iteration), iteration=iteration, num_steps=total)
+    done = 0
+    for epoch in range(learner.epochs):
+        order = epoch_steps([pair.prompt_id for pair in pairs], learner.global_batch, f"{config.run.seed}/{iteration}/{epoch}")
+        for step in order:
+            started = time.perf_counter()
+            shares = micro_batches(lengths, step, workers=workers, budget=learner.micro_batch_tokens)
+            tally = Tally(len(pairs[0].players), policy.device)
+            for units in shares[rank]:
+                tally.tokens += padded_tokens(units)
+                backward(config, policy, pairs, units, iteration, share=workers / len(step), tally=tally)
+            grad_norm, learning_rate = policy.step()
+            row = tally.metrics(
+                iteration=iteration,
+                epoch=epoch,
+                step=done,
+                steps=total,
+                players=list(pairs[0].players),
+                grad_norm=grad_norm,
+                learning_rate=learning_rate,
+                seconds=time.perf_counter() - started,
+            )
+            done += 1
+            if not (math.isfinite(row.loss) and math.isfinite(grad_norm)):
+                named = ", ".join(sorted({pairs[index].prompt_id for index in step})[:4])
+                raise LearnerError(
+                    f"iteration {iteration}, step {row.step}: loss {row.loss}, gradient norm {grad_norm}; prompts {named}, … "
+                    "The update was stopped before the checkpoint was written; a lower learner.learning_rate may help"
+                )
+            report(row)
+    export_checkpoint(policy.model, start=store.checkpoint(iteration), destination=store.checkpoint(iteration + 1), store=store)
+    policy.close()
+
+
+def backward(
+    config: Config, policy: PolicyEngine, pairs: Sequence[Pair], units: Sequence[Unit], iteration: int, *, share: float, tally: "Tally"
+) -> None:
+    """Add a micro-batch's part to the step's gradient.
+
+    DeepSpeed averages gradients over workers, so `share` is workers / triplets of the step: the sum over all
+    micro-batches of all workers is then the mean over the step's triplets.
+    """
+    if not units:
+        policy.engine.backward(_idle_loss(policy))
+        return
+    batch = triplet_batch(pairs, units).to(policy.device)
+    logps_S = policy.engine(batch.tokens)
+    losses = batch_loss(config, batch, logps_S, iteration)
+    policy.engine.backward(losses.losses_B.sum() * share)
+    tally.add(losses, logps_S.detach(), batch, config.objective.eta)
+
+
+def batch_loss(config: Config, batch: TripletBatch, logps_S: Tensor, iteration: int) -> TeamLoss:
+    """Equations (1) to (5) on a micro-batch, with live or frozen weights."""
+    losses = team_loss(
+        logps_S[batch.target_B],
+        logps_S[batch.generated_B],
+        batch.reference_target_logps_BK,
+        batch.reference_generated_logps_BK,
+        reward_scale=at_iteration(config.objective.reward_scale, iteration),
+        eta=config.objective.eta,
+        gamma=config.objective.gamma,
+        detach_weights=config.objective.detach_weights,
+    )
+    if config.objective.weights == "live":
+        return losses
+    return weighted_loss(losses.target_rewards_BK, losses.generated_rewards_BK, batch.start_alpha_BK, batch.start_beta_BK)
+
+
+def _idle_loss(policy: PolicyEngine) -> Tensor:
+    # Workers meet in every forward and backward pass, so one without triplets must run one too, with weight 0.
+    from tpaw_ray.policy.batch import token_batch
+
+    return policy.engine(token_batch([[0]], [[0]]).to(policy.device)).sum() * 0.0
+
+
+class Tally:
+    """Sums of a step over this worker's triplets; `metrics` adds those of all workers."""
+
+    def __init__(self, num_players: int, device: torch.device) -> None:
+        self.sums = torch.zeros(9 + num_players, dtype=torch.float64, device=device)
+        self.drift = torch.zeros((), dtype=torch.float64, device=device)
+        self.tokens = 0
+
+    def add(self, losses: TeamLoss, logps_S: Tensor, batch: TripletBatch, eta: float) -> None:
+        targets_BK, generated_BK = losses.target_rewards_BK.detach(), losses.generated_rewards_BK.detach()
+        lengths_S = batch.tokens.response_ST.sum(1)
+        per_triplet = (
+            torch.ones_like(losses.losses_B),
+            losses.losses_B.detach(),
+            targets_BK.mean(1),
+            generated_BK.mean(1),
+            (losses.target_weights_BK == eta).double().mean(1),
+            logps_S[batch.target_B],
+            logps_S[batch.generated_B],
+            lengths_S[batch.target_B],
+            lengths_S[batch.generated_B],
+            *losses.player_weights_BK.detach().unbind(1),
+        )
+        self.sums += torch.stack([values.double().sum() for values in per_triplet])
+        self.drift = torch.maximum(self.drift, torch.maximum(targets_BK[:, 0].abs().max(), generated_BK[:, 0].abs().max()).double())
+
+    def metrics(self, *, players: list[int], seconds: float, **where: float) -> StepMetrics:
+        tokens = torch.tensor(float(self.tokens), dtype=torch.float64, device=self.sums.device)
+        sums = torch.cat([self.sums, tokens[None]])
+        distributed.all_reduce(sums)
+        distributed.all_reduce(self.drift, op=distributed.ReduceOp.MAX)
+        count, *totals, tokens_of_all = sums.tolist()
+        means = [total / count for total in totals]
+        return StepMetrics(
+            triplets=int(count),
+            loss=means[0],
+            target_reward=means[1],
+            generated_reward=means[2],
+            margin=means[1] - means[2],
+            target_weight_share=means[3],
+            target_logp=means[4],
+            generated_logp=means[5],
+            target_length=means[6],
+            generated_length=means[7],
+            players=players,
+            player_weights=means[8:],
+            newest_reward_max_abs=self.drift.item(),
+            tokens_per_s=tokens_of_all / seconds,
+            seconds=seconds,
+            **where,  # type: ignore[arg-type]
+        )
+
+
+def threads_of(config: Config) -> int:
+    """CPU threads of a worker."""
+    import os
+
+    return config.learner.threads or max(1, (os.cpu_count() or 1) // config.learner.workers)
+
+

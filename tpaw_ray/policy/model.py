@@ -1,0 +1,47 @@
+"""Loading a checkpoint for scoring or training."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tpaw_ray.errors import CheckpointError
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def load_model(path: str, *, precision: str, attention: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal language model on the CPU, dropout off.
+
+    Raises:
+        CheckpointError: when the directory holds no loadable model in safetensors.
+    """
+    if not (Path(path) / "config.json").is_file():
+        raise CheckpointError(f"{path}: no config.json; expected a Hugging Face model directory")
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=DTYPES[precision],
+            attn_implementation=choose_attention(attention),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            **_without_dropout(path),
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: cannot be loaded as a causal language model: {error}") from error
+
+
+def choose_attention(attention: str) -> str:
+    """`auto` becomes FlashAttention-2 where a GPU and the package are there, SDPA elsewhere."""
+    if attention != "auto":
+        return attention
+    from transformers.utils import is_flash_attn_2_available
+
+    return "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
+
+
+def _without_dropout(path: str) -> dict[str, float]:
+    # Scoring in eval mode and training in train mode must be the same function, else P_t is not 0 at the first step.
+    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    return {key: 0.0 for key in config if key.endswith(("dropout", "pdrop", "dropout_rate")) and config[key]}
