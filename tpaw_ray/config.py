@@ -281,7 +281,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(content).__name__}")
-    return resolve_config(_with_preset(content, str(path)), _with_preset(_parse_overrides(overrides), "command line"), source=str(path))
+    return resolve_config(
+        _with_preset(content, str(path)), _with_preset(_parse_overrides(overrides), "command line"), source=str(path)
+    )
 
 
 def resolve_config(*layers: Mapping[str, Any], source: str = "config") -> Config:

@@ -101,7 +101,9 @@ def table_of(rows: Iterable[Row], row_type: type[Row]) -> pa.Table:
     """Rows as an Arrow table with the type's schema, in the given order."""
     rows = list(rows)
     schema = arrow_schema(row_type)
-    return pa.table({name: pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in schema.names}, schema)
+    return pa.table(
+        {name: pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in schema.names}, schema
+    )
 
 
 def rows_of(table: pa.Table, row_type: type[Row]) -> list[Row]:

@@ -88,7 +88,9 @@ def weighted_loss(
     )
 
 
-def _check(policy_target_B: Tensor, policy_generated_B: Tensor, reference_target_BK: Tensor, reference_generated_BK: Tensor) -> None:
+def _check(
+    policy_target_B: Tensor, policy_generated_B: Tensor, reference_target_BK: Tensor, reference_generated_BK: Tensor
+) -> None:
     shapes = [tuple(t.shape) for t in (policy_target_B, policy_generated_B, reference_target_BK, reference_generated_BK)]
     policy, reference = shapes[0], shapes[2]
     if len(policy) != 1 or len(reference) != 2 or shapes != [policy, policy, reference, reference] or policy[0] != reference[0]:

@@ -64,7 +64,9 @@ def micro_batches(
     with the least work.
     """
     units = _units(triplets, step, budget)
-    batches = gather_by_tokens([unit.longest for unit in units], _fair_budget(units, budget, workers), [unit.num_sequences for unit in units])
+    batches = gather_by_tokens(
+        [unit.longest for unit in units], _fair_budget(units, budget, workers), [unit.num_sequences for unit in units]
+    )
     rows = [[units[index] for index in batch] for batch in batches]
     shares: list[list[list[Unit]]] = [[] for _ in range(workers)]
     for row in sorted(rows, key=padded_tokens, reverse=True):

@@ -67,12 +67,15 @@ class PolicyEngine:
     def model(self) -> torch.nn.Module:
         return self.engine.module.model
 
-    def step(self) -> tuple[float, float]:
-        """Take the optimizer step of the gradients so far. Returns their norm before clipping, and the learning rate."""
+    def step(self) -> tuple[float | None, float]:
+        """Take the optimizer step of the gradients so far.
+
+        Returns their norm before clipping (None where DeepSpeed computes none), and the learning rate.
+        """
         learning_rate = self.engine.get_lr()[0]
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
-        return (math.nan if norm is None else float(norm)), float(learning_rate)
+        return (None if norm is None else float(norm)), float(learning_rate)
 
     def close(self) -> None:
         self.engine.destroy()

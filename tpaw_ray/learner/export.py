@@ -9,14 +9,21 @@ import torch
 from torch import distributed
 from transformers import PreTrainedModel
 
-from tpaw_ray.runs.store import RunStore
-
-COMPANIONS = ("*token*", "*.jinja", "vocab*", "merges.txt", "*.model", "generation_config.json", "special_tokens_map.json", "*.py")
+COMPANIONS = (
+    "*token*",
+    "*.jinja",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "*.py",
+)
 """What stands beside the weights: tokenizer, chat template, generation defaults, the model's own code."""
 
 
-def export_checkpoint(model: PreTrainedModel, *, start: str, destination: str, store: RunStore) -> None:
-    """Write safetensors and config, copy the companions from the checkpoint the update started from, then commit.
+def export_checkpoint(model: PreTrainedModel, *, start: str, destination: str) -> None:
+    """Write safetensors and config, and copy the companions from the checkpoint the update started from.
 
     Every rank must call this: under ZeRO-3 all of them hold a part of each parameter. Rank 0 writes, beside the
     destination and renamed when whole.
@@ -29,7 +36,6 @@ def export_checkpoint(model: PreTrainedModel, *, start: str, destination: str, s
         model.save_pretrained(beside, state_dict=state, safe_serialization=True)
         copy_companions(Path(start), beside)
         beside.rename(destination)
-        store.commit(destination)
     distributed.barrier()
 
 

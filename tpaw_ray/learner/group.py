@@ -7,7 +7,8 @@ first checkpoint is evaluated, and waits for orders in between; it holds no mode
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from threading import Thread
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -62,8 +63,15 @@ class Learner:
         self.config = config
         self.store = store
         self.mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
-        self._group: Future[object] = self._thread.submit(make_trainer(config, store, self.mailbox).fit)
+        self._group: Future[object] = Future()
+        # A daemon, so that a driver that fails elsewhere can end without waiting for the group.
+        Thread(target=self._fit, name="learner", daemon=True).start()
+
+    def _fit(self) -> None:
+        try:
+            self._group.set_result(make_trainer(self.config, self.store, self.mailbox).fit())
+        except BaseException as error:  # handed to whoever waits for the group
+            self._group.set_exception(error)
 
     def update(self, iteration: int, on_rows: Callable[[list[StepMetrics]], None]) -> None:
         """Have `θ_{t+1}` made from the committed pairs of an iteration; `on_rows` gets the metrics of steps as they end.
@@ -81,11 +89,10 @@ class Learner:
         on_rows(ray.get(self.mailbox.collect.remote()))
 
     def close(self) -> None:
-        """End the group: at once if it failed, otherwise after the order it works on."""
+        """Send the workers home and wait until the group has ended. Call it only when no order is under way."""
         if not self._group.done():
             ray.get(self.mailbox.close.remote())
         self._group.exception()
-        self._thread.shutdown()
         ray.kill(self.mailbox)
 
     def _failure(self) -> str:

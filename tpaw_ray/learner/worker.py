@@ -19,7 +19,7 @@ from tpaw_ray.learner.batches import Unit, epoch_steps, micro_batches, num_steps
 from tpaw_ray.learner.engine import PolicyEngine
 from tpaw_ray.learner.export import export_checkpoint
 from tpaw_ray.learner.triplets import TripletBatch, lengths_of, read_pairs, triplet_batch
-from tpaw_ray.runs.metrics import StepMetrics
+from tpaw_ray.runs.metrics import MetricsLog, StepMetrics
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Pair
 
@@ -38,13 +38,14 @@ def work(config: Config, store: RunStore, mailbox: ray.actor.ActorHandle) -> Non
 
 def update(config: Config, store: RunStore, iteration: int, report: Callable[[StepMetrics], object]) -> None:
     """Train `θ_{t+1}` from `θ_t` on the pairs of iteration `t` and write it as a checkpoint."""
+    began = time.perf_counter()
     rank, workers = distributed.get_rank(), distributed.get_world_size()
     pairs = read_pairs(store, iteration)
     lengths = lengths_of(pairs)
     learner = config.learner
     total = num_steps(len(pairs), learner.global_batch, learner.epochs)
     policy = PolicyEngine(config, checkpoint=store.checkpoint(iteration), iteration=iteration, num_steps=total)
-    done = 0
+    rows: list[StepMetrics] = []
     for epoch in range(learner.epochs):
         order = epoch_steps([pair.prompt_id for pair in pairs], learner.global_batch, f"{config.run.seed}/{iteration}/{epoch}")
         for step in order:
@@ -52,33 +53,47 @@ def update(config: Config, store: RunStore, iteration: int, report: Callable[[St
             shares = micro_batches(lengths, step, workers=workers, budget=learner.micro_batch_tokens)
             tally = Tally(len(pairs[0].players), policy.device)
             for units in shares[rank]:
-                tally.tokens += padded_tokens(units)
                 backward(config, policy, pairs, units, iteration, share=workers / len(step), tally=tally)
             grad_norm, learning_rate = policy.step()
             row = tally.metrics(
                 iteration=iteration,
                 epoch=epoch,
-                step=done,
+                step=len(rows),
                 steps=total,
                 players=list(pairs[0].players),
                 grad_norm=grad_norm,
                 learning_rate=learning_rate,
                 seconds=time.perf_counter() - started,
             )
-            done += 1
-            if not (math.isfinite(row.loss) and math.isfinite(grad_norm)):
+            if not (math.isfinite(row.loss) and math.isfinite(grad_norm or 0.0)):
                 named = ", ".join(sorted({pairs[index].prompt_id for index in step})[:4])
                 raise LearnerError(
                     f"iteration {iteration}, step {row.step}: loss {row.loss}, gradient norm {grad_norm}; prompts {named}, … "
                     "The update was stopped before the checkpoint was written; a lower learner.learning_rate may help"
                 )
+            rows.append(row)
             report(row)
-    export_checkpoint(policy.model, start=store.checkpoint(iteration), destination=store.checkpoint(iteration + 1), store=store)
+    made = store.checkpoint(iteration + 1)
+    export_checkpoint(policy.model, start=store.checkpoint(iteration), destination=made)
     policy.close()
+    # An opponent on the same device starts when the checkpoint is committed, so the memory must be free by then.
+    if rank == 0:
+        MetricsLog(store).write_update(iteration, rows)
+        sequences = sum(row.sequences for row in rows)
+        store.commit(store.learner(iteration), sequences=sequences, seconds=time.perf_counter() - began)
+        store.commit(made, steps=total, triplets=len(pairs))
+    distributed.barrier()
 
 
 def backward(
-    config: Config, policy: PolicyEngine, pairs: Sequence[Pair], units: Sequence[Unit], iteration: int, *, share: float, tally: "Tally"
+    config: Config,
+    policy: PolicyEngine,
+    pairs: Sequence[Pair],
+    units: Sequence[Unit],
+    iteration: int,
+    *,
+    share: float,
+    tally: "Tally",
 ) -> None:
     """Add a micro-batch's part to the step's gradient.
 
@@ -93,6 +108,7 @@ def backward(
     losses = batch_loss(config, batch, logps_S, iteration)
     policy.engine.backward(losses.losses_B.sum() * share)
     tally.add(losses, logps_S.detach(), batch, config.objective.eta)
+    tally.work += torch.tensor([len(logps_S), padded_tokens(units)], dtype=torch.float64, device=policy.device)
 
 
 def batch_loss(config: Config, batch: TripletBatch, logps_S: Tensor, iteration: int) -> TeamLoss:
@@ -125,7 +141,7 @@ class Tally:
     def __init__(self, num_players: int, device: torch.device) -> None:
         self.sums = torch.zeros(9 + num_players, dtype=torch.float64, device=device)
         self.drift = torch.zeros((), dtype=torch.float64, device=device)
-        self.tokens = 0
+        self.work = torch.zeros(2, dtype=torch.float64, device=device)  # sequences, tokens
 
     def add(self, losses: TeamLoss, logps_S: Tensor, batch: TripletBatch, eta: float) -> None:
         targets_BK, generated_BK = losses.target_rewards_BK.detach(), losses.generated_rewards_BK.detach()
@@ -143,14 +159,15 @@ class Tally:
             *losses.player_weights_BK.detach().unbind(1),
         )
         self.sums += torch.stack([values.double().sum() for values in per_triplet])
-        self.drift = torch.maximum(self.drift, torch.maximum(targets_BK[:, 0].abs().max(), generated_BK[:, 0].abs().max()).double())
+        self.drift = torch.maximum(
+            self.drift, torch.maximum(targets_BK[:, 0].abs().max(), generated_BK[:, 0].abs().max()).double()
+        )
 
-    def metrics(self, *, players: list[int], seconds: float, **where: float) -> StepMetrics:
-        tokens = torch.tensor(float(self.tokens), dtype=torch.float64, device=self.sums.device)
-        sums = torch.cat([self.sums, tokens[None]])
+    def metrics(self, *, players: list[int], seconds: float, **where: float | None) -> StepMetrics:
+        sums = torch.cat([self.sums, self.work])
         distributed.all_reduce(sums)
         distributed.all_reduce(self.drift, op=distributed.ReduceOp.MAX)
-        count, *totals, tokens_of_all = sums.tolist()
+        count, *totals, sequences, tokens = sums.tolist()
         means = [total / count for total in totals]
         return StepMetrics(
             triplets=int(count),
@@ -166,7 +183,9 @@ class Tally:
             players=players,
             player_weights=means[8:],
             newest_reward_max_abs=self.drift.item(),
-            tokens_per_s=tokens_of_all / seconds,
+            sequences=int(sequences),
+            tokens=int(tokens),
+            tokens_per_s=tokens / seconds,
             seconds=seconds,
             **where,  # type: ignore[arg-type]
         )
@@ -177,5 +196,3 @@ def threads_of(config: Config) -> int:
     import os
 
     return config.learner.threads or max(1, (os.cpu_count() or 1) // config.learner.workers)
-
-

@@ -65,4 +65,6 @@ def check_head(policy: Policy) -> None:
     found = policy.logits(policy.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state).float()
     if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
         name = type(policy.model).__name__
-        raise CheckpointError(f"{name}: its logits are not a linear head on the last hidden state; this architecture is not supported")
+        raise CheckpointError(
+            f"{name}: its logits are not a linear head on the last hidden state; this architecture is not supported"
+        )

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from tpaw_ray.runs.store import RunStore
 
@@ -32,32 +33,54 @@ class StepMetrics:
     generated_length: float
     newest_reward_max_abs: float
     """Largest `|P_t|` of the newest player, which is 0 at the first step."""
-    grad_norm: float
-    """Before clipping."""
+    grad_norm: float | None
+    """Before clipping; null where DeepSpeed computes none."""
     learning_rate: float
+    sequences: int
+    """Sequences run forward and backward; a target that stands in several triplets runs once."""
+    tokens: int
+    """Their tokens, padding included."""
     tokens_per_s: float
     seconds: float
 
 
 class MetricsLog:
-    """`metrics.jsonl`: grows by one line a step; rows of an update that is done again are dropped before it starts."""
+    """Step rows: the learner writes `iterations/…/learner/metrics.jsonl`, the driver copies them into the run's `metrics.jsonl`.
+
+    The run's file grows by a line a step; rows of an update that is done again are dropped before it starts.
+    """
 
     def __init__(self, store: RunStore) -> None:
         self.store = store
         self.path = store.path("metrics.jsonl")
 
     def append(self, rows: list[StepMetrics]) -> None:
+        """Add rows to the run's file as they come."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
 
-    def rows(self) -> list[dict]:  # type: ignore[type-arg]
-        """Every whole line; one cut short by a kill is left out."""
-        if not self.store.exists(self.path):
-            return []
-        lines = self.store.read_bytes(self.path).decode().split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+    def write_update(self, iteration: int, rows: list[StepMetrics]) -> None:
+        """The learner's own record of an update, written whole at its end."""
+        self._write(f"{self.store.learner(iteration)}/metrics.jsonl", [asdict(row) for row in rows])
+
+    def of_update(self, iteration: int) -> list[dict[str, Any]]:
+        """The rows of a finished update."""
+        return self._read(f"{self.store.learner(iteration)}/metrics.jsonl")
 
     def restart(self, iteration: int) -> None:
-        """Drop the rows of an iteration, and of later ones, that never committed."""
-        kept = [row for row in self.rows() if row["iteration"] < iteration]
-        self.store.write_bytes(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        """Drop the rows of an iteration, and of later ones, from the run's file."""
+        self._write(self.path, [row for row in self._read(self.path) if row["iteration"] < iteration])
+
+    def settle(self, iteration: int) -> None:
+        """Put the learner's record of an iteration into the run's file, in place of what a killed driver may have missed."""
+        earlier = [row for row in self._read(self.path) if row["iteration"] < iteration]
+        self._write(self.path, earlier + self.of_update(iteration))
+
+    def _read(self, path: str) -> list[dict[str, Any]]:
+        if not self.store.exists(path):
+            return []
+        lines = self.store.read_bytes(path).decode().split("\n")[:-1]  # a line cut short by a kill is left out
+        return [json.loads(line) for line in lines]
+
+    def _write(self, path: str, rows: list[dict[str, Any]]) -> None:
+        self.store.write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

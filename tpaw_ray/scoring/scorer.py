@@ -30,7 +30,9 @@ class ScoreShard:
 def target_shards(store: RunStore, player: int, split: str, output: str) -> list[ScoreShard]:
     """The work of scoring a split's targets into the folder `output`."""
     return [
-        ScoreShard(player=player, checkpoint=store.checkpoint(player), prompts=path, generations="", output=f"{output}/{_name(path)}")
+        ScoreShard(
+            player=player, checkpoint=store.checkpoint(player), prompts=path, generations="", output=f"{output}/{_name(path)}"
+        )
         for path in store.files(store.prompts(split))
     ]
 
@@ -99,7 +101,8 @@ class Scorer:
             self.policy, [prompt.prompt_tokens for prompt in prompts], responses, self.config.scoring.batch_tokens, self.device
         )
         scores = [
-            Score(player=shard.player, response_id=prompt.prompt_id, logp=logp) for prompt, logp in zip(prompts, logps, strict=True)
+            Score(player=shard.player, response_id=prompt.prompt_id, logp=logp)
+            for prompt, logp in zip(prompts, logps, strict=True)
         ]
         self.store.write_rows(shard.output, scores, Score)
         return {"sequences": len(scores)}

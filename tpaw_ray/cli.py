@@ -1,0 +1,90 @@
+"""The `tpaw` command: parse, resolve, call. Errors go to standard error; exit codes are those of `tpaw_ray.errors`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tpaw_ray.config import dump_config, load_config
+from tpaw_ray.errors import TpawError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Align a language model further from its own SFT data by team-based self-play (TPAW).",
+    epilog="Exit codes: 0 done · 1 unforeseen · 2 config or usage · 3 data · 4 model · 5 run folder · 6 resources · "
+    "7 generation · 8 learner · 130 interrupted.",
+)
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's config; see docs/config.md.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, as in objective.eta=1 or preset=spin."),
+]
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs of Ray, vLLM and DeepSpeed.")] = False,
+) -> None:
+    """Run a config, or continue its run: the same command again does what is missing, and nothing when all is done."""
+    resolved = load_config(config, overrides or [])
+    from tpaw_ray.launch import launch
+    from tpaw_ray.runs.progress import Reporter
+
+    launch(resolved, Reporter(), verbose=verbose)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    show_config: Annotated[bool, typer.Option("--show-config", help="Print the resolved config as well.")] = False,
+) -> None:
+    """Check everything that can be checked without starting, and print the work ahead."""
+    resolved = load_config(config, overrides or [])
+    if show_config:
+        print(dump_config(resolved))
+    from tpaw_ray.forecast import forecast
+
+    forecast(resolved, Console(highlight=False))
+
+
+def main() -> None:
+    """The entry point: one clear message for what a user can mend, a traceback for what only we can."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as ending:
+        sys.exit(ending.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted; the same command continues the run")
+        sys.exit(130)
+    except Exception as error:
+        cause = told(error)
+        if cause is not None:
+            _say(f"error: {cause}")
+            sys.exit(cause.exit_code)
+        if hasattr(error, "format_message"):  # a usage error of the command line
+            _say(f"error: {error.format_message()}")
+            sys.exit(2)
+        raise
+
+
+def told(error: BaseException | None) -> TpawError | None:
+    """The error meant for the user that an exception carries, through Ray's wrappers."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "cause", None)
+        if isinstance(error, TpawError) and not isinstance(inner, BaseException):
+            return error
+        error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
+    return None
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)

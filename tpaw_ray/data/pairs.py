@@ -1,0 +1,112 @@
+"""The Ray Data stage that joins prompts, rollouts and scores into weighted preference pairs.
+
+Shard `i` of every table speaks of the same prompts, so the join is made shard by shard and needs no shuffle.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from tpaw_ray.algorithm.team import Rollout
+from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Generation, Pair, Prompt, Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRecipe:
+    """What the pairs of an iteration are made of: players newest first, rollouts, and the settings of the start weights."""
+
+    iteration: int
+    players: Sequence[int]
+    rollouts: Sequence[Rollout]
+    reward_scale: float
+    eta: float
+    gamma: float
+
+
+def pair(store: RunStore, recipe: PairRecipe, advance: Callable[[int], None]) -> int:
+    """Write the pairs of an iteration, one file a shard; finished files are kept. Returns the number of pairs in all files."""
+    names = [path.rsplit("/", 1)[1] for path in store.files(store.prompts("train"))]
+    shards = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
+    paired = shards.map(_PairShard(store, recipe), num_cpus=0.1)
+    total = 0
+    for row in paired.iter_rows():
+        total += row["pairs"]
+        advance(row["pairs"])
+    return total
+
+
+class _PairShard:
+    """The join of one shard, as Ray Data carries it to a worker."""
+
+    def __init__(self, store: RunStore, recipe: PairRecipe) -> None:
+        self.store, self.recipe = store, recipe
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, int]:
+        output = f"{self.store.pairs(self.recipe.iteration)}/{row['name']}"
+        if self.store.exists(output):
+            return {"pairs": self.store.read_table(output).num_rows}
+        pairs = pairs_of_shard(self.store, self.recipe, row["name"])
+        self.store.write_rows(output, pairs, Pair)
+        return {"pairs": len(pairs)}
+
+    # Ray Data asks a plain callable for the name it shows.
+    __name__ = "pair"
+
+
+def pairs_of_shard(store: RunStore, recipe: PairRecipe, name: str) -> list[Pair]:
+    """All triplets of a shard's prompts: prompts in their order, rollouts newest first.
+
+    Raises:
+        RunError: when a table of the shard is missing or damaged.
+    """
+    prompts = store.read_rows(f"{store.prompts('train')}/{name}", Prompt)
+    target_logps = [_logps(store, f"{store.target_scores(player)}/{name}") for player in recipe.players]
+    rows: list[tuple[Prompt, Generation, list[float], list[float]]] = []
+    for rollout in recipe.rollouts:
+        said = {row.prompt_id: row for row in store.read_rows(f"{store.rollout(rollout)}/{name}", Generation)}
+        logps = [_logps(store, f"{store.rollout_scores(player, rollout)}/{name}") for player in recipe.players]
+        for prompt in prompts:
+            key = prompt.prompt_id
+            rows.append((prompt, said[key], [scores[key] for scores in target_logps], [scores[key] for scores in logps]))
+    order = {prompt.prompt_id: index for index, prompt in enumerate(prompts)}
+    rows.sort(key=lambda row: order[row[0].prompt_id])
+    return _weighted(recipe, rows)
+
+
+def _weighted(recipe: PairRecipe, rows: list[tuple[Prompt, Generation, list[float], list[float]]]) -> list[Pair]:
+    import torch
+
+    from tpaw_ray.algorithm.weights import start_weights
+
+    alpha_BK, beta_BK = start_weights(
+        torch.tensor([row[2] for row in rows], dtype=torch.float64),
+        torch.tensor([row[3] for row in rows], dtype=torch.float64),
+        reward_scale=recipe.reward_scale,
+        eta=recipe.eta,
+        gamma=recipe.gamma,
+    )
+    return [
+        Pair(
+            prompt_id=prompt.prompt_id,
+            iteration=generation.iteration,
+            opponent=generation.opponent,
+            prompt_tokens=prompt.prompt_tokens,
+            target_tokens=prompt.target_tokens,
+            generated_tokens=generation.generated_tokens,
+            players=list(recipe.players),
+            reference_target_logps=target_logps,
+            reference_generated_logps=generated_logps,
+            start_alpha=alpha,
+            start_beta=beta,
+        )
+        for (prompt, generation, target_logps, generated_logps), alpha, beta in zip(
+            rows, alpha_BK.tolist(), beta_BK.tolist(), strict=True
+        )
+    ]
+
+
+def _logps(store: RunStore, path: str) -> dict[str, float]:
+    return {row.response_id: row.logp for row in store.read_rows(path, Score)}

@@ -1,0 +1,1 @@
+"""How good a checkpoint is on held-out prompts."""

@@ -1,0 +1,285 @@
+"""THE algorithm: team-based self-play, top to bottom.
+
+Each stage reads what earlier ones committed, writes into a folder of its own and commits it; a stage whose marker stands
+is skipped. So a run and its continuation are the same call.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+from transformers import PreTrainedTokenizerBase
+
+from tpaw_ray.algorithm.team import Rollout, fresh_rollouts, replayed_rollouts, team_at
+from tpaw_ray.config import Config, at_iteration
+from tpaw_ray.data.pairs import PairRecipe, pair
+from tpaw_ray.data.prompts import prepare_prompts
+from tpaw_ray.evaluation.exact_match import judge, verdict
+from tpaw_ray.learner.group import Learner
+from tpaw_ray.opponents.opponent import Sampling
+from tpaw_ray.opponents.rollouts import Questions, generate
+from tpaw_ray.opponents.roster import Roster
+from tpaw_ray.policy.start import import_start
+from tpaw_ray.runs.metrics import MetricsLog, StepMetrics
+from tpaw_ray.runs.progress import Reporter
+from tpaw_ray.runs.store import RunStore
+from tpaw_ray.runs.summary import Summary
+from tpaw_ray.schema import Answer, Generation, Prompt, Score
+from tpaw_ray.scoring.scorer import generation_shards, score, target_shards
+
+
+class SelfPlay:
+    """One run. Owns the actors; the state is on disk."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: RunStore,
+        tokenizer: PreTrainedTokenizerBase,
+        roster: Roster,
+        start_learner: Callable[[], Learner],
+        reporter: Reporter,
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.tokenizer = tokenizer
+        self.roster = roster
+        self.start_learner = start_learner
+        self.reporter = reporter
+        self.metrics = MetricsLog(store)
+        self.summary = Summary(config, store)
+        self.learner: Learner | None = None
+
+    def run(self) -> None:
+        """Play every iteration that is not committed yet; ends with checkpoint `iterations` evaluated."""
+        self.prepare()
+        first = self.first_open_iteration()
+        if first < self.config.iterations and not self.store.is_committed(self.store.checkpoint(self.config.iterations)):
+            self.learner = self.start_learner()  # takes as long to start as an opponent: both at once
+        self.evaluate(first)
+        for iteration in range(first, self.config.iterations):
+            self.play(iteration)
+        if self.learner:
+            self.learner.close()
+
+    def play(self, iteration: int) -> None:
+        """One iteration of the paper: `θ_t` generates, the team scores, the live policy learns from the pairs."""
+        self.gather_opponents(iteration)
+        for rollout in self.rollouts_at(iteration):
+            self.generate(iteration, rollout)
+        self.release(iteration)
+        self.score(iteration)
+        self.pair(iteration)
+        self.update(iteration)
+        self.evaluate(iteration + 1)
+        self.commit(iteration)
+
+    # Stages, in the order in which they run.
+
+    def prepare(self) -> None:
+        """Render and tokenise the data once, and bring in `θ_0`."""
+        counts = prepare_prompts(self.config, self.store, self.tokenizer)
+        import_start(self.config.model, self.store, self.tokenizer)
+        self.reporter.say(
+            f"prompts: {counts.train} train, {counts.validation} validation, {counts.test} test of {counts.rows} rows "
+            f"({counts.too_long} too long, {counts.duplicates} duplicates, {counts.leaked} also held out)"
+        )
+
+    def generate(self, iteration: int, rollout: Rollout) -> None:
+        """The opponent of a rollout answers every training prompt, unless it did so in an earlier iteration."""
+        output = self.store.rollout(rollout)
+        if self.store.is_committed(output):
+            return
+        self.roster.wait_ready(rollout.opponent)
+        started = time.perf_counter()
+        sampling = self.config.sampling
+        total = self.num_prompts("train")
+        with self.reporter.stage(f"[{iteration}] generate {rollout.opponent:03d}", total) as advance:
+            generate(
+                self.store,
+                Questions(
+                    split="train",
+                    limit=None,
+                    iteration=rollout.iteration,
+                    opponent=rollout.opponent,
+                    sampling=Sampling(
+                        temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens
+                    ),
+                    run_seed=self.config.run.seed,
+                    output=output,
+                ),
+                self.roster.opponents(rollout.opponent),
+                advance,
+            )
+        self.store.commit(output, sequences=total, seconds=time.perf_counter() - started)
+
+    def score(self, iteration: int) -> None:
+        """Every player scores the targets and the rollouts it has not scored in an earlier iteration."""
+        output = f"{self.store.iteration(iteration)}/scores"
+        if self.store.is_committed(output):
+            return
+        started = time.perf_counter()
+        shards = []
+        for player in team_at(iteration, self.config.team.size):
+            if not self._scored_earlier(self.store.target_scores(player), iteration):
+                shards += target_shards(self.store, player, "train", self.store.target_scores(player))
+            for rollout in self.rollouts_at(iteration):
+                scores = self.store.rollout_scores(player, rollout)
+                if not self._scored_earlier(scores, iteration):
+                    shards += generation_shards(self.store, player, self.store.rollout(rollout), scores)
+        total = sum(self.store.num_rows(shard.prompts) for shard in shards)
+        with self.reporter.stage(f"[{iteration}] score", total) as advance:
+            score(self.config, self.store, shards, advance)
+        self.store.commit(output, sequences=total, seconds=time.perf_counter() - started)
+
+    def pair(self, iteration: int) -> None:
+        """Join prompts, rollouts and scores into triplets with the weights at the start of the update."""
+        output = self.store.pairs(iteration)
+        if self.store.is_committed(output):
+            return
+        started = time.perf_counter()
+        rollouts = self.rollouts_at(iteration)
+        recipe = PairRecipe(
+            iteration=iteration,
+            players=team_at(iteration, self.config.team.size),
+            rollouts=rollouts,
+            reward_scale=at_iteration(self.config.objective.reward_scale, iteration),
+            eta=self.config.objective.eta,
+            gamma=self.config.objective.gamma,
+        )
+        with self.reporter.stage(f"[{iteration}] pair", self.num_prompts("train") * len(rollouts)) as advance:
+            pairs = pair(self.store, recipe, advance)
+        self.store.commit(output, pairs=pairs, seconds=time.perf_counter() - started)
+
+    def update(self, iteration: int) -> None:
+        """The learner makes `θ_{t+1}`."""
+        if self.store.is_committed(self.store.checkpoint(iteration + 1)):
+            return
+        if self.learner is None:
+            raise RuntimeError("no learner although an update is open")
+        self.metrics.restart(iteration)
+        pairs = self.store.counts(self.store.pairs(iteration))["pairs"]
+        with self.reporter.stage(f"[{iteration}] update", pairs * self.config.learner.epochs) as advance:
+
+            def on_rows(rows: list[StepMetrics]) -> None:
+                self.metrics.append(rows)
+                advance(sum(row.triplets for row in rows))
+
+            self.learner.update(iteration, on_rows)
+        self.metrics.settle(iteration)
+
+    def evaluate(self, checkpoint: int) -> None:
+        """The checkpoint's opponent answers held-out prompts greedily, while a scorer scores their targets."""
+        output = self.store.evaluation(checkpoint)
+        if self.store.is_committed(output):
+            return
+        started = time.perf_counter()
+        if not self.num_heldout():
+            self.store.commit(output, sequences=0, seconds=0.0, accuracy=None, target_logp=None)
+            return
+        with ThreadPoolExecutor(2) as side_by_side:
+            answering = side_by_side.submit(self.answer, checkpoint)
+            scoring = side_by_side.submit(self.score_heldout, checkpoint)
+            answers, logps = answering.result(), scoring.result()
+        self.store.write_rows(self.store.shard(f"{output}/answers", 0), answers, Answer)
+        found = verdict(answers)
+        self.store.commit(
+            output,
+            sequences=2 * found.answers,
+            seconds=time.perf_counter() - started,
+            accuracy=found.accuracy,
+            judged=found.judged,
+            target_logp=sum(logps) / len(logps),
+        )
+        self.reporter.say(self.summary.line(checkpoint))
+
+    def commit(self, iteration: int) -> None:
+        """Mark the iteration as done and write the summary."""
+        directory = self.store.iteration(iteration)
+        if not self.store.is_committed(directory):
+            row = self.summary.row(iteration + 1)
+            self.store.write_json(f"{directory}/row.json", asdict(row))
+            self.store.write_json(f"{directory}/committed.json", {"counts": row.sequences, "files": {}})
+        self.summary.write()
+
+    # What stages need.
+
+    def rollouts_at(self, iteration: int) -> tuple[Rollout, ...]:
+        """The rollouts an iteration learns from, newest first."""
+        chosen = replayed_rollouts if self.config.team.data == "replay" else fresh_rollouts
+        return chosen(iteration, self.config.window)
+
+    def first_open_iteration(self) -> int:
+        """The first iteration that is not committed."""
+        iterations = self.config.iterations
+        return next((t for t in range(iterations) if not self.store.is_committed(self.store.iteration(t))), iterations)
+
+    def host(self, checkpoint: int) -> None:
+        """Start the checkpoint's opponents, once; they may start before their checkpoint is there, and wait for it."""
+        path = self.store.checkpoint(checkpoint)
+        self.roster.host(checkpoint, path, f"{path}/committed.json")
+
+    def gather_opponents(self, iteration: int) -> None:
+        """Start every opponent that still has to speak in this iteration, all at once."""
+        for rollout in self.rollouts_at(iteration):
+            if not self.store.is_committed(self.store.rollout(rollout)):
+                self.host(rollout.opponent)
+
+    def release(self, iteration: int) -> None:
+        """Retire opponents that have nothing more to say, and warm up the coming checkpoint's."""
+        speaking = team_at(iteration + 1, self.config.window) if self.config.team.data == "fresh" else (iteration + 1,)
+        for checkpoint in self.roster.hosted:
+            if checkpoint not in speaking:
+                self.roster.retire(checkpoint)
+        if not self.store.is_committed(self.store.evaluation(iteration + 1)):
+            self.host(iteration + 1)
+
+    def answer(self, checkpoint: int) -> list[Answer]:
+        """Greedy answers to the held-out prompts, judged."""
+        output = f"{self.store.evaluation(checkpoint)}/generations"
+        self.host(checkpoint)
+        self.roster.wait_ready(checkpoint)
+        evaluation = self.config.evaluation
+        with self.reporter.stage(f"    answer {checkpoint:03d}", self.num_heldout()) as advance:
+            generate(
+                self.store,
+                Questions(
+                    split=evaluation.split,
+                    limit=evaluation.limit,
+                    iteration=checkpoint,
+                    opponent=checkpoint,
+                    sampling=Sampling(
+                        temperature=0.0,
+                        top_p=1.0,
+                        max_new_tokens=evaluation.max_new_tokens or self.config.sampling.max_new_tokens,
+                    ),
+                    run_seed=self.config.run.seed,
+                    output=output,
+                ),
+                self.roster.opponents(checkpoint),
+                advance,
+            )
+        prompts = [
+            row for path in self.store.files(self.store.prompts(evaluation.split)) for row in self.store.read_rows(path, Prompt)
+        ]
+        said = [row for path in self.store.files(output) for row in self.store.read_rows(path, Generation)]
+        return judge(prompts, said, self.tokenizer, evaluation.answer_pattern)
+
+    def score_heldout(self, checkpoint: int) -> list[float]:
+        """Log-probabilities of the held-out targets under a checkpoint."""
+        output = f"{self.store.evaluation(checkpoint)}/target_scores"
+        shards = target_shards(self.store, checkpoint, self.config.evaluation.split, output)
+        score(self.config, self.store, shards, lambda count: None)
+        logps = [row.logp for path in self.store.files(output) for row in self.store.read_rows(path, Score)]
+        return logps[: self.num_heldout()]
+
+    def num_prompts(self, split: str) -> int:
+        return int(self.store.counts(self.store.path("prompts"))[split])
+
+    def num_heldout(self) -> int:
+        """Held-out prompts that are answered."""
+        return min(self.num_prompts(self.config.evaluation.split), self.config.evaluation.limit or 2**31)
+
+    def _scored_earlier(self, scores: str, iteration: int) -> bool:
+        return not scores.startswith(f"{self.store.iteration(iteration)}/")

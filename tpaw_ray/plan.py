@@ -1,0 +1,148 @@
+"""The work ahead, computed without starting it: sequences, steps, memory, and whether the cluster can hold it.
+
+Memory figures are estimates from parameter counts and token budgets; they leave out fragmentation.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tpaw_ray.algorithm.team import fresh_rollouts, replayed_rollouts, team_at
+from tpaw_ray.config import Config, LearnerConfig
+
+GIB = 2**30
+_HEAD_CHUNK = 512
+_RUNTIME_GIB = 2.0
+"""What torch, vLLM or DeepSpeed take by themselves in a process (2.7 GB were measured for vLLM with a 135 M model)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """What memory estimates need of a model."""
+
+    parameters: int
+    hidden: int
+    layers: int
+    vocabulary: int
+    context: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterationPlan:
+    """Sequences of one iteration by stage; `steps` are optimizer steps."""
+
+    iteration: int
+    players: int
+    generate: int
+    score: int
+    triplets: int
+    update: int
+    """Sequences the live policy runs forward and backward, over all epochs: each prompt's target once for all its rounds."""
+    steps: int
+
+
+def plan_iteration(config: Config, iteration: int, num_prompts: int) -> IterationPlan:
+    """Count the work of an iteration over `num_prompts` training prompts.
+
+    With a full team of three and replayed rounds, `6N` sequences are scored: the new checkpoint scores targets and three
+    rounds, each older one the new round.
+    """
+    chosen = replayed_rollouts if config.team.data == "replay" else fresh_rollouts
+    rollouts = chosen(iteration, config.window)
+    scored = 0
+    for player in team_at(iteration, config.team.size):
+        scored += player == iteration
+        scored += sum(max(player, rollout.iteration) == iteration for rollout in rollouts)
+    triplets = num_prompts * len(rollouts)
+    return IterationPlan(
+        iteration=iteration,
+        players=len(team_at(iteration, config.team.size)),
+        generate=num_prompts * sum(rollout.iteration == iteration for rollout in rollouts),
+        score=num_prompts * scored,
+        triplets=triplets,
+        update=config.learner.epochs * num_prompts * (1 + len(rollouts)),
+        steps=config.learner.epochs * math.ceil(triplets / config.learner.global_batch),
+    )
+
+
+def model_size(directory: Path) -> ModelSize:
+    """Sizes from the model's config and the headers of its safetensors; no weights are read."""
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(directory).get_text_config()
+    parameters = 0
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, framework="np") as weights:
+            parameters += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return ModelSize(
+        parameters=parameters,
+        hidden=config.hidden_size,
+        layers=config.num_hidden_layers,
+        vocabulary=config.vocab_size,
+        context=getattr(config, "max_position_embeddings", 0) or 2**31,
+    )
+
+
+def learner_bytes(size: ModelSize, learner: LearnerConfig) -> int:
+    """Memory of one worker: weights, gradients and optimizer states by ZeRO stage, activations of a micro-batch, the head's chunk."""
+    width = 2 if learner.precision == "bf16" else 4
+    share = {stage: (learner.workers if learner.zero_stage >= stage else 1) for stage in (1, 2, 3)}
+    moments = 4 * (1 if learner.optimizer == "rmsprop" else 2)
+    master = 4 if learner.precision == "bf16" else 0
+    states = size.parameters * (width / share[3] + 4 / share[2] + (moments + master) / share[1])
+    kept = 1 if learner.gradient_checkpointing else 16  # hidden states a layer keeps for the backward pass
+    activations = learner.micro_batch_tokens * size.hidden * width * (size.layers * kept + 24)
+    head = 3 * _HEAD_CHUNK * size.vocabulary * 4
+    return int(states + activations + head)
+
+
+def opponent_bytes(size: ModelSize, config: Config) -> int:
+    """Memory of one engine on the CPU: weights and KV cache. On a GPU an engine takes `opponents.memory_share` of it."""
+    width = 2 if config.learner.precision == "bf16" else 4
+    return int(size.parameters * width + config.opponents.cpu_cache_gib * GIB)
+
+
+def checkpoint_bytes(size: ModelSize, config: Config) -> int:
+    """Size of a checkpoint on disk."""
+    return size.parameters * (2 if config.learner.precision == "bf16" else 4)
+
+
+def demand(config: Config) -> dict[str, float]:
+    """Ray resources that must exist at the same time: opponents of the team, the learner group, one scorer at least."""
+    opponents, learner, scoring = config.opponents, config.learner, config.scoring
+    engines = opponents.replicas * (config.window if config.team.data == "fresh" else 1)
+    gpus = opponents.gpus * opponents.tensor_parallel
+    return {
+        "CPU": engines * opponents.cpus + learner.workers * learner.cpus + scoring.cpus,
+        "GPU": engines * gpus + learner.workers * learner.gpus + scoring.gpus,
+    }
+
+
+def unmet(needed: Mapping[str, float], cluster: Mapping[str, float]) -> str:
+    """What the cluster lacks, as one message; empty when it suffices."""
+    return "; ".join(
+        f"the config needs {amount:g} {name} at the same time, the cluster has {cluster.get(name, 0):g}"
+        for name, amount in needed.items()
+        if amount > cluster.get(name, 0) + 1e-6
+    )
+
+
+def free_disk(root: str) -> int:
+    """Free bytes where runs will lie."""
+    path = Path(root).expanduser().resolve()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def local_resources() -> dict[str, Any]:
+    """What Ray would find on this machine, without starting it."""
+    import os
+
+    import torch
+
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}

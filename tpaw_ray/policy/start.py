@@ -1,0 +1,68 @@
+"""The user's SFT model as checkpoint 0 of a run."""
+
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from tpaw_ray.config import ModelConfig
+from tpaw_ray.errors import CheckpointError
+from tpaw_ray.runs.store import RunStore
+
+_NEEDED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+
+
+def import_start(model: ModelConfig, store: RunStore, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Copy `model.path` into the run as checkpoint 0, with the tokenizer as it renders here, and commit it.
+
+    Raises:
+        CheckpointError: when there is no such model, or it is not in safetensors.
+    """
+    checkpoint = store.checkpoint(0)
+    if store.is_committed(checkpoint):
+        return
+    source = locate(model.path)
+    beside = Path(f"{checkpoint}.writing")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for pattern in _NEEDED:
+        for path in source.glob(pattern):
+            shutil.copy2(path, beside / path.name)
+    (beside / "committed.json").unlink(missing_ok=True)
+    tokenizer.save_pretrained(beside)
+    beside.rename(checkpoint)
+    store.commit(checkpoint)
+
+
+def locate(path: str) -> Path:
+    """The local directory of a model; a hub name is fetched first.
+
+    Raises:
+        CheckpointError: saying what is missing.
+    """
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        directory = _fetch(path)
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"model.path: {directory} holds no config.json; expected a Hugging Face model directory")
+    if not any(directory.glob("*.safetensors")):
+        raise CheckpointError(
+            f"model.path: {directory} holds no *.safetensors; convert the weights with save_pretrained(…), other formats are not read"
+        )
+    return directory
+
+
+def _fetch(name: str) -> Path:
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")):
+        raise CheckpointError(f"model.path: no directory {name}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_NEEDED)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"model.path: no directory {name}, and the hub did not give a model of that name: {reason}"
+        ) from error

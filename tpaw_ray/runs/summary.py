@@ -1,0 +1,97 @@
+"""`summary.json`: one row a checkpoint, made only of what stages committed, so that a continued run has the same rows."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tpaw_ray.algorithm.team import fresh_rollouts, replayed_rollouts
+from tpaw_ray.config import Config
+from tpaw_ray.runs.metrics import MetricsLog
+from tpaw_ray.runs.store import RunStore
+
+STAGES = ("generate", "score", "update", "evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A checkpoint, and the iteration that made it. Row 0 is the start: it has no update, so no rewards."""
+
+    checkpoint: int
+    accuracy: float | None
+    """Share of held-out answers that match; null where the data has no final answer."""
+    target_logp: float | None
+    """Mean summed log-probability of held-out targets, in nats."""
+    target_reward: float | None
+    """Mean over players and over the last epoch's triplets of the update."""
+    margin: float | None
+    seconds: dict[str, float]
+    sequences: dict[str, int]
+
+
+class Summary:
+    """Reads committed stages into rows."""
+
+    def __init__(self, config: Config, store: RunStore) -> None:
+        self.config = config
+        self.store = store
+
+    def row(self, checkpoint: int) -> Row:
+        """The row of an evaluated checkpoint."""
+        stages = {"evaluate": [self.store.evaluation(checkpoint)]}
+        if checkpoint:
+            made = checkpoint - 1
+            chosen = replayed_rollouts if self.config.team.data == "replay" else fresh_rollouts
+            now = [rollout for rollout in chosen(made, self.config.window) if rollout.iteration == made]
+            stages["generate"] = [self.store.rollout(rollout) for rollout in now]
+            stages["score"] = [f"{self.store.iteration(made)}/scores"]
+            stages["update"] = [self.store.learner(made)]
+        counts = {stage: [self.store.counts(path) for path in stages.get(stage, [])] for stage in STAGES}
+        rewards = self._rewards(checkpoint - 1) if checkpoint else {"target_reward": None, "margin": None}
+        return Row(
+            checkpoint=checkpoint,
+            accuracy=counts["evaluate"][0]["accuracy"],
+            target_logp=counts["evaluate"][0]["target_logp"],
+            seconds={stage: round(sum(count["seconds"] for count in counts[stage]), 3) for stage in STAGES},
+            sequences={stage: sum(count["sequences"] for count in counts[stage]) for stage in STAGES},
+            **rewards,
+        )
+
+    def rows(self) -> list[Row]:
+        """The rows of all evaluated checkpoints of the configured iterations."""
+        return [self.row(number) for number in range(self.config.iterations + 1) if self._evaluated(number)]
+
+    def write(self) -> None:
+        self.store.write_json(self.store.path("summary.json"), {"iterations": [asdict(row) for row in self.rows()]})
+
+    def line(self, checkpoint: int) -> str:
+        """One line for a person."""
+        row = self.row(checkpoint)
+        cells = zip(COLUMNS, cells_of(row), strict=True)
+        return "  ".join(f"{name} {cell}" for name, cell in cells)
+
+    def _evaluated(self, checkpoint: int) -> bool:
+        return self.store.is_committed(self.store.evaluation(checkpoint))
+
+    def _rewards(self, iteration: int) -> dict[str, Any]:
+        rows = MetricsLog(self.store).of_update(iteration)
+        last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
+        triplets = sum(row["triplets"] for row in last)
+        return {key: sum(row[key] * row["triplets"] for row in last) / triplets for key in ("target_reward", "margin")}
+
+
+COLUMNS = ("checkpoint", "accuracy", "target logp", "target reward", "margin", "seconds")
+
+
+def cells_of(row: Row) -> list[str]:
+    """A row as a person reads it, in the order of `COLUMNS`."""
+
+    def number(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    return [
+        f"{row.checkpoint:03d}",
+        number(row.accuracy, ".3f"),
+        number(row.target_logp, ".3f"),
+        number(row.target_reward, "+.4f"),
+        number(row.margin, "+.4f"),
+        f"{sum(row.seconds.values()):.0f}",
+    ]
