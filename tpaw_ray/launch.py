@@ -99,9 +99,7 @@ def check_same_run(config: Config, store: RunStore) -> None:
         if started.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
     ]
     if differing:
-        raise RunError(
-            "\n".join([f"{store.root} was started with another config; choose another run.name, or set back:", *differing])
-        )
+        raise RunError("\n".join([f"{store.root} was started with another config; choose another run.name or undo:", *differing]))
 
 
 def connect(*, verbose: bool = False) -> None:

@@ -88,15 +88,13 @@ def weighted_loss(
     )
 
 
-def _check(
-    policy_target_B: Tensor, policy_generated_B: Tensor, reference_target_BK: Tensor, reference_generated_BK: Tensor
-) -> None:
-    shapes = [tuple(t.shape) for t in (policy_target_B, policy_generated_B, reference_target_BK, reference_generated_BK)]
+def _check(*logps: Tensor) -> None:
+    shapes = [tuple(tensor.shape) for tensor in logps]
     policy, reference = shapes[0], shapes[2]
     if len(policy) != 1 or len(reference) != 2 or shapes != [policy, policy, reference, reference] or policy[0] != reference[0]:
         raise ValueError(f"expected policy logps [B], [B] and reference logps [B, K], [B, K]; found {shapes}")
     if 0 in reference:
         raise ValueError(f"expected at least one triplet and one player; found reference shape {reference}")
-    for tensor in (policy_target_B, policy_generated_B, reference_target_BK, reference_generated_BK):
+    for tensor in logps:
         if tensor.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"log-probabilities must be float32 or wider, found {tensor.dtype}")

@@ -33,7 +33,8 @@ def start_weights(
     """`α` and `β` before the first step, when the live policy is the newest player (column 0). Returns two `[B, K]`.
 
     >>> import torch
-    >>> alpha, beta = start_weights(torch.tensor([[-2.0, -1.0]]), torch.tensor([[-3.0, -1.0]]), reward_scale=1.0, eta=6.0, gamma=0.0)
+    >>> targets, generated = torch.tensor([[-2.0, -1.0]]), torch.tensor([[-3.0, -1.0]])
+    >>> alpha, beta = start_weights(targets, generated, reward_scale=1.0, eta=6.0, gamma=0.0)
     >>> alpha, beta
     (tensor([[6., 6.]]), tensor([[0.5000, 0.5000]]))
     """

@@ -1,7 +1,9 @@
 """Summed response log-probabilities of a causal language model.
 
 The head runs on response positions only, in chunks that are recomputed in the backward pass, so that the log-softmax of a
-whole sequence × vocabulary never exists. Axes: `S` sequence, `T` token, `R` response token of the batch, `D` hidden, `V` vocabulary.
+whole sequence × vocabulary never exists.
+
+Axes: `S` sequence, `T` token, `R` response token of the batch, `C` those of a chunk, `D` hidden, `V` vocabulary.
 """
 
 import torch

@@ -47,9 +47,7 @@ def locate(path: str) -> Path:
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"model.path: {directory} holds no config.json; expected a Hugging Face model directory")
     if not any(directory.glob("*.safetensors")):
-        raise CheckpointError(
-            f"model.path: {directory} holds no *.safetensors; convert the weights with save_pretrained(…), other formats are not read"
-        )
+        raise CheckpointError(f"model.path: {directory} holds no *.safetensors; convert the weights with save_pretrained(…)")
     return directory
 
 
@@ -63,6 +61,4 @@ def _fetch(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(_NEEDED)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"model.path: no directory {name}, and the hub did not give a model of that name: {reason}"
-        ) from error
+        raise CheckpointError(f"model.path: no directory {name}, and no model of that name from the hub: {reason}") from error

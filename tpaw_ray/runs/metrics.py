@@ -9,7 +9,10 @@ from tpaw_ray.runs.store import RunStore
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """One optimizer step, averaged over its triplets. Rewards in nats × `reward_scale`, log-probabilities in nats, lengths in tokens."""
+    """One optimizer step, averaged over its triplets.
+
+    Rewards in nats × `reward_scale`, log-probabilities in nats, lengths in tokens.
+    """
 
     iteration: int
     epoch: int

@@ -1,0 +1,95 @@
+"""The Ray Data stage that has opponents answer prompts, shard by shard."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from tpaw_ray.opponents.opponent import Request, Sampling
+from tpaw_ray.opponents.roster import ask
+from tpaw_ray.opponents.seeds import request_seed
+
+from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Generation, Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """Who answers what: the prompts of a split (its first `limit`), and the folder the answers go to."""
+
+    split: str
+    limit: int | None
+    iteration: int
+    opponent: int
+    sampling: Sampling
+    run_seed: int
+    output: str
+
+
+def generate(store: RunStore, questions: Questions, opponents: Sequence[ActorHandle], advance: Callable[[int], None]) -> int:
+    """Have the opponents answer; finished shards are kept. Calls `advance(sequences)` as shards finish.
+
+    Two shards an engine are under way at once, so that an engine never runs dry at the end of one.
+
+    Returns the number of sequences generated now.
+    """
+    missing = _missing(store, questions)
+    if not missing:
+        return 0
+    shards = ray.data.from_items(missing, override_num_blocks=len(missing))
+    answered = shards.map(
+        _GenerateShard(store, questions, list(opponents)), num_cpus=0.01, concurrency=min(len(missing), 2 * len(opponents))
+    )
+    done = 0
+    for row in answered.iter_rows():
+        done += row["sequences"]
+        advance(row["sequences"])
+    return done
+
+
+class _GenerateShard:
+    """One shard's questions, as Ray Data carries them to a worker; the worker waits while the engines work."""
+
+    __name__ = "generate"
+
+    def __init__(self, store: RunStore, questions: Questions, opponents: list[ActorHandle]) -> None:
+        self.store, self.questions, self.opponents = store, questions, opponents
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, int]:
+        asked = self.questions
+        prompts = self.store.read_rows(row["prompts"], Prompt)[: row["take"]]
+        requests = [
+            Request(
+                prompt_id=prompt.prompt_id,
+                prompt_tokens=list(prompt.prompt_tokens),
+                seed=request_seed(asked.run_seed, asked.iteration, asked.opponent, prompt.prompt_id),
+            )
+            for prompt in prompts
+        ]
+        responses = ask(self.opponents, row["index"], requests, asked.sampling)
+        generations = [
+            Generation(
+                prompt_id=response.prompt_id,
+                iteration=asked.iteration,
+                opponent=asked.opponent,
+                generated_tokens=response.generated_tokens,
+                finish_reason=response.finish_reason,
+            )
+            for response in responses
+        ]
+        self.store.write_rows(row["output"], generations, Generation)
+        return {"sequences": len(generations)}
+
+
+def _missing(store: RunStore, questions: Questions) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    left = questions.limit
+    for index, path in enumerate(store.files(store.prompts(questions.split))):
+        size = store.num_rows(path)
+        take = size if left is None else min(size, left)
+        left = None if left is None else left - take
+        output = store.shard(questions.output, index)
+        if take and not store.exists(output):
+            rows.append({"index": index, "prompts": path, "take": take, "output": output})
+    return rows
