@@ -119,9 +119,7 @@ def fit(
             step += 1
             if step % look == 0:
                 found = accuracy(model, *heldout)
-                say(
-                    f"  epoch {epoch + (step % (2 * look)) / (2 * look):4.1f}  loss {loss.item():.3f}  held-out accuracy {found:.3f}"
-                )
+                say(f"  epoch {step / (2 * look):4.1f}  loss {loss.item():.3f}  held-out accuracy {found:.3f}")
                 if found >= goal:
                     return found
     return found

