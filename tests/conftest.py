@@ -1,0 +1,25 @@
+"""What tests share: one local Ray and one tiny model for the whole session."""
+
+import logging
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """A local Ray of four scheduling CPUs, whatever the machine has."""
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A tiny Llama's folder, marked as finished the way the run's store marks a checkpoint."""
+    from tests.tiny import write_tiny_model
+
+    path = write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+    (path / "committed.json").write_text("{}")
+    return path

@@ -1,0 +1,1 @@
+"""Opponents: frozen checkpoints that answer prompts, each hosted by Ray actors with a vLLM engine inside."""

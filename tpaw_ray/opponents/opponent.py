@@ -1,0 +1,259 @@
+"""An opponent: a Ray actor that hosts one checkpoint in a vLLM engine and answers any number of calls at once.
+
+    calls (event loop) ──inbox──► engine thread: take what came in, step, hand back what ended ──► futures of the calls
+
+The engine steps as long as any call waits, and what comes in meanwhile joins the running batch: no call waits for another's
+batch to end.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import ray
+
+from tpaw_ray.errors import CheckpointError, ConfigError, GenerationError
+from tpaw_ray.opponents.messages import EngineFailure, EngineSettings, EngineStats, Request, Response, Sampling
+
+if TYPE_CHECKING:
+    from tpaw_ray.opponents.engine import Engine
+
+POLL_S = 0.2
+FAREWELL_S = 1.0
+"""How long a process with a broken engine lives on, for its last replies to leave."""
+
+
+class Opponent:
+    """Answers prompts as one checkpoint. Wrapped by `Roster` with `ray.remote`; its methods are the actor's.
+
+    The process imports vLLM at once, then waits for `ready_file`, then starts the engine: an opponent can be under way while
+    its checkpoint is still in the making. An engine that breaks down takes its process with it, for Ray to start another.
+    """
+
+    def __init__(self, settings: EngineSettings, checkpoint: str, ready_file: str) -> None:
+        self._settings = settings
+        self._checkpoint = checkpoint
+        self._ready_file = ready_file
+        self._inbox: SimpleQueue[_Call] = SimpleQueue()
+        self._started: Future[float] = Future()
+        self._broken = False
+        self._waiting: dict[str, tuple[_Call, int]] = {}
+        self._import_s = 0.0
+        self._sequences = self._generated_tokens = self._most_in_flight = 0
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+
+    async def ready(self) -> float:
+        """Wait for the engine; returns the seconds it took to start, counted from the checkpoint being there.
+
+        Raises:
+            CheckpointError: when the checkpoint's folder is missing or incomplete.
+            GenerationError: when the engine could not start, with vLLM's reason.
+        """
+        return await asyncio.shield(asyncio.wrap_future(self._started))
+
+    @ray.method(retry_exceptions=[EngineFailure])
+    async def generate(self, requests: list[Request], sampling: Sampling) -> list[Response]:
+        """Answer requests, in their order.
+
+        Raises:
+            GenerationError: for a prompt that leaves no room for a response or holds ids outside the vocabulary, naming it.
+            EngineFailure: when the engine broke down; Ray then asks the next process, as often as the actor's options allow.
+        """
+        await self.ready()
+        if self._broken:
+            # This process is about to end, and what waits here is then asked again in the next one.
+            await asyncio.Event().wait()
+        for request in requests:
+            self._check(request)
+        if not requests:
+            return []
+        call = _Call(requests, sampling, asyncio.get_running_loop())
+        self._inbox.put(call)
+        return await call.answer
+
+    async def stats(self) -> EngineStats:
+        """What the engine has done so far."""
+        return EngineStats(
+            pid=os.getpid(),
+            import_s=self._import_s,
+            start_s=await self.ready(),
+            sequences=self._sequences,
+            generated_tokens=self._generated_tokens,
+            in_flight=len(self._waiting),
+            most_in_flight=self._most_in_flight,
+        )
+
+    def _check(self, request: Request) -> None:
+        length, longest = len(request.prompt_tokens), self._settings.max_length
+        if not 0 < length < longest:
+            raise GenerationError(
+                f"prompt {request.prompt_id}: {length} tokens; expected 1 to {longest - 1}, so that a response fits in {longest}"
+            )
+        # An id beyond the embedding would not fail alone: it breaks the whole batch.
+        strange = [token for token in request.prompt_tokens if not 0 <= token < self._vocabulary]
+        if strange:
+            raise GenerationError(f"prompt {request.prompt_id}: token id {strange[0]}; the vocabulary has {self._vocabulary}")
+
+    # The engine's thread.
+
+    def _run(self) -> None:
+        try:
+            engine = self._start()
+        except BaseException as error:
+            self._started.set_exception(_start_error(error, self._checkpoint))
+            return
+        try:
+            while True:
+                self._step(engine)
+        except BaseException as error:
+            self._break_down(error)
+
+    def _start(self) -> "Engine":
+        if os.path.exists(self._ready_file):
+            check_checkpoint(self._checkpoint)  # a damaged one is found before the long import
+        prepare_process(self._settings)
+        began = time.monotonic()
+        self._import_engine()
+        self._import_s = time.monotonic() - began
+        while not os.path.exists(self._ready_file):
+            time.sleep(POLL_S)
+        began = time.monotonic()
+        engine = self._load_engine()
+        self._vocabulary = engine.vocabulary
+        self._started.set_result(time.monotonic() - began)
+        return engine
+
+    def _import_engine(self) -> None:
+        import tpaw_ray.opponents.engine  # noqa: F401
+
+    def _load_engine(self) -> "Engine":
+        from tpaw_ray.opponents.engine import Engine
+
+        check_checkpoint(self._checkpoint)
+        return Engine(self._settings, self._checkpoint)
+
+    def _step(self, engine: "Engine") -> None:
+        # Sleeps in the inbox when there is nothing to generate, and only then.
+        while not self._waiting or not self._inbox.empty():
+            self._take(engine, self._inbox.get())
+        self._most_in_flight = max(self._most_in_flight, len(self._waiting))
+        for finished in engine.step():
+            call, index = self._waiting.pop(finished.key)
+            self._sequences += 1
+            self._generated_tokens += len(finished.tokens)
+            call.put(index, finished.tokens, finished.finish_reason)
+
+    def _take(self, engine: "Engine", call: "_Call") -> None:
+        for index, request in enumerate(call.requests):
+            key = f"{call.number}-{index}"
+            try:
+                engine.add(key, request, call.sampling)
+            except ValueError as error:
+                # vLLM refuses a request before it changes anything, so only this call is in vain.
+                call.fail(GenerationError(f"prompt {request.prompt_id}: refused by the engine: {error}"))
+                return
+            self._waiting[key] = (call, index)
+
+    def _break_down(self, error: BaseException) -> None:
+        self._broken = True
+        failure = EngineFailure(f"the engine of {self._checkpoint} broke down: {type(error).__name__}: {error}")
+        calls = {call.number: call for call, _ in self._waiting.values()}
+        while not self._inbox.empty():
+            call = self._inbox.get()
+            calls[call.number] = call
+        for call in calls.values():
+            call.fail(failure)
+        time.sleep(FAREWELL_S)
+        # An engine's state cannot be trusted after an error. A process that ends unasked is one that Ray replaces.
+        os._exit(1)
+
+
+def prepare_process(settings: EngineSettings) -> None:
+    """Set what torch and vLLM read from the environment while they are imported."""
+    fixed = {
+        # The engine lives in this process; otherwise another one would import everything again.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if settings.gpus == 0:
+        fixed |= {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # Ray sets this to the CPUs it set aside for the actor, which is a scheduling figure.
+            "OMP_NUM_THREADS": str(settings.threads or len(os.sched_getaffinity(0))),
+        }
+    os.environ.update(fixed)
+    preferred = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        # Threads that spin while they wait starve each other as soon as a core is shared: 420 instead of 7900 tokens/s were
+        # seen for a tiny model on two cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    for name, value in preferred.items():
+        os.environ.setdefault(name, value)
+
+
+def check_checkpoint(checkpoint: str) -> None:
+    """Look into a checkpoint's folder before vLLM does, whose own messages speak of hubs and formats.
+
+    A relative name that is no folder is left to vLLM: it may be a hub's.
+
+    Raises:
+        CheckpointError: when the folder is missing, or lacks a readable `config.json` or safetensors files.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        if folder.is_absolute():
+            raise CheckpointError(f"{checkpoint}: there is no such folder")
+        return
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint}: config.json cannot be read: {error}") from error
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{checkpoint}: there are no *.safetensors files")
+
+
+@dataclass(eq=False)
+class _Call:
+    """One `generate` call under way: filled by the engine's thread, awaited on the event loop."""
+
+    requests: Sequence[Request]
+    sampling: Sampling
+    loop: asyncio.AbstractEventLoop
+    answer: "asyncio.Future[list[Response]]" = field(init=False)
+    responses: dict[int, Response] = field(default_factory=dict)
+    number: int = field(default_factory=itertools.count().__next__)
+
+    def __post_init__(self) -> None:
+        self.answer = self.loop.create_future()
+
+    def put(self, index: int, tokens: list[int], finish_reason: str) -> None:
+        prompt_id = self.requests[index].prompt_id
+        if finish_reason not in ("stop", "length"):
+            self.fail(GenerationError(f"prompt {prompt_id}: the engine gave up on it ({finish_reason})"))
+        self.responses[index] = Response(prompt_id=prompt_id, generated_tokens=tokens, finish_reason=finish_reason)
+        if len(self.responses) == len(self.requests):
+            self._settle(lambda: self.answer.set_result([self.responses[i] for i in range(len(self.requests))]))
+
+    def fail(self, error: Exception) -> None:
+        self._settle(lambda: self.answer.set_exception(error))
+
+    def _settle(self, act: Callable[[], None]) -> None:
+        # A call can have been cancelled or have failed meanwhile.
+        self.loop.call_soon_threadsafe(lambda: None if self.answer.done() else act())
+
+
+def _start_error(error: BaseException, checkpoint: str) -> Exception:
+    if isinstance(error, CheckpointError | ConfigError):
+        return error
+    return GenerationError(f"{checkpoint}: the engine could not start: {type(error).__name__}: {error}")

@@ -1,0 +1,126 @@
+"""Who hosts which checkpoint: the driver starts, asks and retires opponents here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from tpaw_ray.errors import GenerationError, RunError
+from tpaw_ray.opponents.messages import EngineSettings, Request, Response, Sampling
+from tpaw_ray.opponents.opponent import Opponent
+
+MAX_RESTARTS = 3
+"""How often Ray replaces an opponent's process that ended unasked: an engine that broke down, a lost node."""
+MAX_TASK_RETRIES = 2 * MAX_RESTARTS
+"""How often Ray asks again. One breakdown can cost a call two tries: its own, and one that reaches the process as it ends."""
+MAX_CALLS = 1000
+"""Calls an opponent holds at once; they share the engine's batch."""
+
+
+class Roster:
+    """The opponents at work, by checkpoint. Lives in the driver.
+
+    Example::
+
+        roster.host(0, "runs/demo/checkpoints/000", "runs/demo/checkpoints/000/committed.json")
+        roster.wait_ready(0)
+        responses = ask(roster.opponents(0), 0, requests, sampling)
+        roster.retire(0)
+    """
+
+    def __init__(self, settings: EngineSettings, *, replicas: int, cpus: float, gpus: float) -> None:
+        """`cpus` and `gpus` are what Ray sets aside for an engine; one spread over GPUs takes at least one for each part."""
+        self._settings = settings
+        self._replicas = replicas
+        self._options: dict[str, Any] = {
+            "num_cpus": cpus,
+            "num_gpus": max(gpus, settings.tensor_parallel) if gpus >= 1 else gpus,
+            "max_restarts": MAX_RESTARTS,
+            "max_task_retries": MAX_TASK_RETRIES,
+            "max_concurrency": MAX_CALLS,
+        }
+        self._hosted: dict[int, list[ActorHandle[Opponent]]] = {}
+
+    @property
+    def hosted(self) -> tuple[int, ...]:
+        """The checkpoints that have opponents, in the order in which they came."""
+        return tuple(self._hosted)
+
+    def host(self, checkpoint: int, path: str, ready_file: str) -> None:
+        """Start a checkpoint's opponents and return at once; they load `path` when `ready_file` exists.
+
+        A checkpoint that is hosted already is left alone.
+        """
+        if checkpoint in self._hosted:
+            return
+        actor: Any = ray.remote(Opponent).options(**self._options)
+        self._hosted[checkpoint] = [actor.remote(self._settings, path, ready_file) for _ in range(self._replicas)]
+
+    def opponents(self, checkpoint: int) -> list[ActorHandle[Opponent]]:
+        """The handles of a checkpoint's replicas.
+
+        Raises:
+            RunError: when the checkpoint is not hosted.
+        """
+        if checkpoint not in self._hosted:
+            raise RunError(f"checkpoint {checkpoint} has no opponent; hosted: {', '.join(map(str, self._hosted)) or 'none'}")
+        return list(self._hosted[checkpoint])
+
+    def wait_ready(self, checkpoint: int) -> None:
+        """Wait until all replicas of a checkpoint can answer. One that cannot start ends them all.
+
+        Raises:
+            CheckpointError: when the checkpoint's folder is missing or incomplete.
+            GenerationError: when an engine could not start, with its reason.
+            RunError: when the checkpoint is not hosted.
+        """
+        try:
+            _get([opponent.ready.remote() for opponent in self.opponents(checkpoint)])
+        except Exception:
+            self.retire(checkpoint)
+            raise
+
+    def retire(self, checkpoint: int) -> None:
+        """End a checkpoint's opponents and give back what they held; nothing happens where there are none."""
+        for opponent in self._hosted.pop(checkpoint, []):
+            ray.kill(opponent)
+
+    def retire_all(self) -> None:
+        """End every opponent."""
+        for checkpoint in self.hosted:
+            self.retire(checkpoint)
+
+
+def ask(
+    handles: Sequence[ActorHandle[Opponent]], shard_index: int, requests: Sequence[Request], sampling: Sampling
+) -> list[Response]:
+    """Have a checkpoint's replicas answer a shard together; the responses come in the order of the requests.
+
+    Requests are dealt out one by one, so that replicas differ by one request at most; the shard's index decides who gets the
+    odd ones. Which replica answers does not change a response.
+
+    Raises:
+        GenerationError: when a prompt cannot be answered, or an opponent is gone for good.
+    """
+    replicas = len(handles)
+    dealt = [requests[first::replicas] for first in range(replicas)]
+    parts = _get(
+        [
+            handles[(first + shard_index) % replicas].generate.remote(list(part), sampling)
+            for first, part in enumerate(dealt)
+            if part
+        ]
+    )
+    return [parts[index % replicas][index // replicas] for index in range(len(requests))]
+
+
+def _get(references: list[Any]) -> list[Any]:
+    """Wait for actor calls; an error comes as what was raised there, without the traceback of another process."""
+    try:
+        return ray.get(references)
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayActorError as error:
+        raise GenerationError(f"an opponent is gone for good, after up to {MAX_RESTARTS} restarts: {error}") from error
