@@ -12,7 +12,7 @@ from tpaw_ray.data.prompts import end_tokens, load_tokenizer
 from tpaw_ray.errors import ResourceError, RunError
 from tpaw_ray.learner.group import Learner
 from tpaw_ray.loop import SelfPlay
-from tpaw_ray.opponents.opponent import EngineSettings
+from tpaw_ray.opponents.messages import EngineSettings
 from tpaw_ray.opponents.roster import Roster
 from tpaw_ray.plan import demand, unmet
 from tpaw_ray.policy.start import locate
@@ -32,6 +32,12 @@ MAY_CHANGE = (
     "learner.max_restarts",
 )
 """What a continued run may be given anew: how far it goes and what it runs on."""
+
+WORKER_ENVIRONMENT = {
+    # Threads that spin while they wait starve the other processes of a machine.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None:
@@ -104,9 +110,13 @@ def check_same_run(config: Config, store: RunStore) -> None:
 
 def connect(*, verbose: bool = False) -> None:
     """Connect to the cluster of `RAY_ADDRESS` (as in a Ray job), or start Ray on this machine."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-    ray.init(log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR, ignore_reinit_error=True, **local)
+    if os.environ.get("RAY_ADDRESS"):
+        where: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENVIRONMENT}}
+    else:
+        for name, value in WORKER_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)  # inherited by every process that Ray starts here
+        where = {"include_dashboard": False}
+    ray.init(log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR, ignore_reinit_error=True, **where)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = verbose
     if not verbose:

@@ -17,7 +17,7 @@ from tpaw_ray.data.pairs import PairRecipe, pair
 from tpaw_ray.data.prompts import prepare_prompts
 from tpaw_ray.evaluation.exact_match import judge, verdict
 from tpaw_ray.learner.group import Learner
-from tpaw_ray.opponents.opponent import Sampling
+from tpaw_ray.opponents.messages import Sampling
 from tpaw_ray.opponents.rollouts import Questions, generate
 from tpaw_ray.opponents.roster import Roster
 from tpaw_ray.policy.start import import_start

@@ -25,19 +25,3 @@ def player_weights(margins_BK: Tensor, gamma: float) -> Tensor:
     tensor([[0.5000, 0.5000]])
     """
     return softmax(-gamma * margins_BK, dim=-1)  # (4)
-
-
-def start_weights(
-    reference_target_logps_BK: Tensor, reference_generated_logps_BK: Tensor, *, reward_scale: float, eta: float, gamma: float
-) -> tuple[Tensor, Tensor]:
-    """`α` and `β` before the first step, when the live policy is the newest player (column 0). Returns two `[B, K]`.
-
-    >>> import torch
-    >>> targets, generated = torch.tensor([[-2.0, -1.0]]), torch.tensor([[-3.0, -1.0]])
-    >>> alpha, beta = start_weights(targets, generated, reward_scale=1.0, eta=6.0, gamma=0.0)
-    >>> alpha, beta
-    (tensor([[6., 6.]]), tensor([[0.5000, 0.5000]]))
-    """
-    target_rewards_BK = reward_scale * (reference_target_logps_BK[:, :1] - reference_target_logps_BK)  # (1)
-    generated_rewards_BK = reward_scale * (reference_generated_logps_BK[:, :1] - reference_generated_logps_BK)  # (1)
-    return target_weights(target_rewards_BK, eta), player_weights(target_rewards_BK - generated_rewards_BK, gamma)

@@ -9,9 +9,13 @@ from typing import Any
 
 import ray
 
+from tpaw_ray.algorithm.start import start_weights
 from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Pair, Prompt, Score
+
+TASK_CPUS = 0.5
+"""Joining is short work: fewer processes that start mean sooner done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ def pair(store: RunStore, recipe: PairRecipe, advance: Callable[[int], None]) ->
     """Write the pairs of an iteration, one file a shard; finished files are kept. Returns the number of pairs in all files."""
     names = [path.rsplit("/", 1)[1] for path in store.files(store.prompts("train"))]
     shards = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-    paired = shards.map(_PairShard(store, recipe), num_cpus=0.1)
+    paired = shards.map(_PairShard(store, recipe), num_cpus=TASK_CPUS)
     total = 0
     for row in paired.iter_rows():
         total += row["pairs"]
@@ -64,48 +68,38 @@ def pairs_of_shard(store: RunStore, recipe: PairRecipe, name: str) -> list[Pair]
     """
     prompts = store.read_rows(f"{store.prompts('train')}/{name}", Prompt)
     target_logps = [_logps(store, f"{store.target_scores(player)}/{name}") for player in recipe.players]
-    rows: list[tuple[Prompt, Generation, list[float], list[float]]] = []
+    rounds = []
     for rollout in recipe.rollouts:
         said = {row.prompt_id: row for row in store.read_rows(f"{store.rollout(rollout)}/{name}", Generation)}
-        logps = [_logps(store, f"{store.rollout_scores(player, rollout)}/{name}") for player in recipe.players]
-        for prompt in prompts:
-            key = prompt.prompt_id
-            rows.append((prompt, said[key], [scores[key] for scores in target_logps], [scores[key] for scores in logps]))
-    order = {prompt.prompt_id: index for index, prompt in enumerate(prompts)}
-    rows.sort(key=lambda row: order[row[0].prompt_id])
-    return _weighted(recipe, rows)
-
-
-def _weighted(recipe: PairRecipe, rows: list[tuple[Prompt, Generation, list[float], list[float]]]) -> list[Pair]:
-    import torch
-
-    from tpaw_ray.algorithm.weights import start_weights
-
-    alpha_BK, beta_BK = start_weights(
-        torch.tensor([row[2] for row in rows], dtype=torch.float64),
-        torch.tensor([row[3] for row in rows], dtype=torch.float64),
-        reward_scale=recipe.reward_scale,
-        eta=recipe.eta,
-        gamma=recipe.gamma,
-    )
+        rounds.append((said, [_logps(store, f"{store.rollout_scores(player, rollout)}/{name}") for player in recipe.players]))
     return [
-        Pair(
-            prompt_id=prompt.prompt_id,
-            iteration=generation.iteration,
-            opponent=generation.opponent,
-            prompt_tokens=prompt.prompt_tokens,
-            target_tokens=prompt.target_tokens,
-            generated_tokens=generation.generated_tokens,
-            players=list(recipe.players),
-            reference_target_logps=target_logps,
-            reference_generated_logps=generated_logps,
-            start_alpha=alpha,
-            start_beta=beta,
+        _weighted(
+            recipe,
+            prompt,
+            said[prompt.prompt_id],
+            [scores[prompt.prompt_id] for scores in target_logps],
+            [scores[prompt.prompt_id] for scores in logps],
         )
-        for (prompt, generation, target_logps, generated_logps), alpha, beta in zip(
-            rows, alpha_BK.tolist(), beta_BK.tolist(), strict=True
-        )
+        for prompt in prompts
+        for said, logps in rounds
     ]
+
+
+def _weighted(recipe: PairRecipe, prompt: Prompt, said: Generation, target_logps: list[float], logps: list[float]) -> Pair:
+    alpha, beta = start_weights(target_logps, logps, reward_scale=recipe.reward_scale, eta=recipe.eta, gamma=recipe.gamma)
+    return Pair(
+        prompt_id=prompt.prompt_id,
+        iteration=said.iteration,
+        opponent=said.opponent,
+        prompt_tokens=prompt.prompt_tokens,
+        target_tokens=prompt.target_tokens,
+        generated_tokens=said.generated_tokens,
+        players=list(recipe.players),
+        reference_target_logps=target_logps,
+        reference_generated_logps=logps,
+        start_alpha=alpha,
+        start_beta=beta,
+    )
 
 
 def _logps(store: RunStore, path: str) -> dict[str, float]:

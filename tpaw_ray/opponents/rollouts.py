@@ -6,12 +6,15 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from tpaw_ray.opponents.opponent import Request, Sampling
+
+from tpaw_ray.opponents.messages import Request, Sampling
 from tpaw_ray.opponents.roster import ask
 from tpaw_ray.opponents.seeds import request_seed
-
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Prompt
+
+TASK_CPUS = 0.05
+"""Asking is waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ def generate(store: RunStore, questions: Questions, opponents: Sequence[ActorHan
         return 0
     shards = ray.data.from_items(missing, override_num_blocks=len(missing))
     answered = shards.map(
-        _GenerateShard(store, questions, list(opponents)), num_cpus=0.01, concurrency=min(len(missing), 2 * len(opponents))
+        _GenerateShard(store, questions, list(opponents)), num_cpus=TASK_CPUS, concurrency=min(len(missing), 2 * len(opponents))
     )
     done = 0
     for row in answered.iter_rows():
