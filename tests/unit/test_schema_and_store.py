@@ -1,0 +1,340 @@
+"""Rows survive the disk, files appear whole, and damage is named."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+
+from tpaw_ray import errors
+from tpaw_ray.algorithm.team import Rollout
+from tpaw_ray.errors import RunError, TpawError
+from tpaw_ray.runs.metrics import MetricsLog, StepMetrics
+from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Answer, Generation, Pair, Prompt, Score, arrow_schema, rows_of, table_of
+
+PROMPT = Prompt(prompt_id="p0", row=7, prompt_tokens=[1, 5, 151_935], target_tokens=[7, 2], reference_answer="72")
+GENERATION = Generation(prompt_id="p0", iteration=2, opponent=1, generated_tokens=[9, 8], finish_reason="length")
+SCORE = Score(player=3, response_id="p0", logp=-123.456789012345)
+ANSWER = Answer(prompt_id="p0", generated_tokens=[1], text="é 72\n", answer="72", reference_answer="72", correct=True)
+PAIR = Pair(
+    prompt_id="p0",
+    iteration=2,
+    opponent=1,
+    prompt_tokens=[1, 5],
+    target_tokens=[7, 2],
+    generated_tokens=[],
+    players=[2, 1, 0],
+    reference_target_logps=[-1.5, -2.25, -1 / 3],
+    reference_generated_logps=[-4.0, -5.0, -6.0],
+    start_alpha=[6.0, 1.0, 1.0],
+    start_beta=[0.5, 0.25, 0.25],
+)
+STEP = StepMetrics(
+    iteration=0,
+    epoch=0,
+    step=0,
+    steps=4,
+    triplets=2,
+    loss=0.5,
+    target_reward=0.1,
+    generated_reward=-0.1,
+    margin=0.2,
+    target_weight_share=0.5,
+    players=[1, 0],
+    player_weights=[0.5, 0.5],
+    target_logp=-10.0,
+    generated_logp=-20.0,
+    target_length=3.0,
+    generated_length=4.0,
+    newest_reward_max_abs=0.0,
+    grad_norm=None,
+    learning_rate=5e-7,
+    sequences=3,
+    tokens=30,
+    tokens_per_s=10.0,
+    seconds=3.0,
+)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore.open(str(tmp_path), "demo")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [PROMPT, replace(PROMPT, prompt_id="p1", reference_answer=None, prompt_tokens=[])],
+        [GENERATION, replace(GENERATION, generated_tokens=[], finish_reason="stop")],
+        [SCORE, replace(SCORE, logp=float("-inf"))],
+        [ANSWER, replace(ANSWER, answer=None, reference_answer=None, correct=None), replace(ANSWER, correct=False)],
+        [PAIR, replace(PAIR, prompt_id="p1")],
+    ],
+    ids=["Prompt", "Generation", "Score", "Answer", "Pair"],
+)
+def test_rows_come_back_from_disk_as_they_were_in_their_order(store, rows):
+    path = store.path("rows.parquet")
+    store.write_rows(path, rows, type(rows[0]))
+    assert store.read_rows(path, type(rows[0])) == rows
+    assert store.num_rows(path) == len(rows)
+
+
+@pytest.mark.parametrize("row_type", [Prompt, Generation, Score, Answer, Pair])
+def test_no_rows_come_back_as_no_rows(store, row_type):
+    store.write_rows(store.path("none.parquet"), [], row_type)
+    assert store.read_rows(store.path("none.parquet"), row_type) == []
+
+
+def test_column_types_and_nulls_follow_the_annotations():
+    assert arrow_schema(Answer) == pa.schema(
+        [
+            pa.field("prompt_id", pa.string(), nullable=False),
+            pa.field("generated_tokens", pa.list_(pa.int32()), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("answer", pa.string()),
+            pa.field("reference_answer", pa.string()),
+            pa.field("correct", pa.bool_()),
+        ]
+    )
+    assert arrow_schema(Pair).field("start_beta").type == pa.list_(pa.float64())
+
+
+def test_extra_columns_are_ignored_and_a_missing_one_is_named():
+    table = table_of([SCORE], Score)
+    assert rows_of(table.append_column("more", pa.array([1])), Score) == [SCORE]
+    with pytest.raises(KeyError, match="logp"):
+        rows_of(table.drop_columns(["logp"]), Score)
+
+
+def test_a_null_in_a_required_column_is_refused_on_writing(store):
+    with pytest.raises(pa.ArrowInvalid, match="response_id"):
+        store.write_rows(store.path("scores.parquet"), [replace(SCORE, response_id=None)], Score)
+    assert store.files(store.root) == []
+
+
+def test_a_run_lies_where_the_layout_says(store):
+    found = [
+        store.prompts("train"),
+        store.checkpoint(4),
+        store.evaluation(0),
+        store.rollout(Rollout(2, 1)),
+        store.target_scores(2),
+        store.rollout_scores(1, Rollout(2, 2)),
+        store.rollout_scores(3, Rollout(2, 2)),
+        store.pairs(2),
+        store.learner(12),
+        store.shard(store.pairs(2), 3),
+    ]
+    assert [path.removeprefix(f"{store.root}/") for path in found] == [
+        "prompts/train",
+        "checkpoints/004",
+        "evaluations/000",
+        "iterations/002/rollouts/opponent-001",
+        "iterations/002/scores/player-002/targets",
+        "iterations/002/scores/player-001/rollout-002-002",
+        "iterations/003/scores/player-003/rollout-002-002",
+        "iterations/002/pairs",
+        "iterations/012/learner",
+        "iterations/002/pairs/00003.parquet",
+    ]
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/runs", "gs://bucket"])
+def test_a_remote_root_is_refused_with_what_was_found(root):
+    with pytest.raises(RunError, match=r"run\.root: found") as raised:
+        RunStore.open(root, "demo")
+    assert repr(root) in str(raised.value)
+
+
+def test_opening_a_run_creates_nothing(tmp_path):
+    RunStore.open(str(tmp_path), "demo")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_crosses_processes(store):
+    store.write_bytes(store.path("a"), b"1")
+    assert pickle.loads(pickle.dumps(store)).read_bytes(store.path("a")) == b"1"
+
+
+def test_a_written_file_leaves_nothing_beside_it(store):
+    store.write_bytes(store.path("d", "a.parquet"), b"old")
+    store.write_bytes(store.path("d", "a.parquet"), b"new")
+    assert store.read_bytes(store.path("d", "a.parquet")) == b"new"
+    found = [info.base_name for info in store.filesystem.get_file_info(pa.fs.FileSelector(store.path("d")))]
+    assert found == ["a.parquet"]
+
+
+def test_a_write_that_was_cut_short_is_not_listed_and_leaves_the_earlier_file(store):
+    store.write_bytes(store.path("d", "a.parquet"), b"whole")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    class Moveless:
+        """The real file system, until the rename."""
+
+        def __getattr__(self, name):
+            return killed if name == "move" else getattr(store.filesystem, name)
+
+    with pytest.raises(KeyboardInterrupt):
+        replace(store, filesystem=Moveless()).write_bytes(store.path("d", "a.parquet"), b"half")
+    with pytest.raises(KeyboardInterrupt):
+        replace(store, filesystem=Moveless()).write_bytes(store.path("d", "b.parquet"), b"half")
+    assert store.exists(store.path("d", "b.parquet.writing"))
+    assert store.files(store.path("d")) == [store.path("d", "a.parquet")]
+    assert store.read_bytes(store.path("d", "a.parquet")) == b"whole"
+
+
+def test_files_are_sorted_found_in_subfolders_and_without_markers(store):
+    for name in ("z", "a", "sub/m", "sub/committed.json", "committed.json"):
+        store.write_bytes(store.path("stage", *name.split("/")), b"1")
+    assert [path.removeprefix(store.path("stage/")) for path in store.files(store.path("stage"))] == ["a", "sub/m", "z"]
+    assert store.files(store.path("absent")) == []
+
+
+@pytest.fixture
+def stage(store):
+    """A committed stage of two files."""
+    directory = store.path("stage")
+    store.write_bytes(f"{directory}/a.bin", b"abc")
+    store.write_bytes(f"{directory}/sub/b.bin", bytes(range(256)))
+    store.commit(directory, sequences=2, seconds=1.5)
+    return directory
+
+
+def test_a_commit_carries_counts_sizes_and_checksums(store, stage):
+    assert store.is_committed(stage)
+    assert store.counts(stage) == {"sequences": 2, "seconds": 1.5}
+    files = store.read_json(f"{stage}/committed.json")["files"]
+    # SHA-256 of "abc" is the first test vector of FIPS 180-2
+    assert files["a.bin"] == {"bytes": 3, "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+    assert files["sub/b.bin"]["bytes"] == 256
+    store.verify(stage)
+
+
+def test_a_stage_without_a_marker_is_not_committed(store):
+    store.write_bytes(store.path("stage", "a.bin"), b"abc")
+    assert not store.is_committed(store.path("stage"))
+    assert not store.is_committed(store.path("absent"))
+
+
+def test_verify_names_a_file_with_one_flipped_byte(store, stage):
+    content = bytearray(store.read_bytes(f"{stage}/sub/b.bin"))
+    content[100] ^= 1
+    store.write_bytes(f"{stage}/sub/b.bin", bytes(content))
+    with pytest.raises(RunError, match=r"sub/b\.bin: differs from what was committed"):
+        store.verify(stage)
+
+
+def test_verify_names_a_missing_file(store, stage):
+    store.filesystem.delete_file(f"{stage}/a.bin")
+    with pytest.raises(RunError, match=r"a\.bin: differs from what was committed"):
+        store.verify(stage)
+
+
+def test_a_damaged_marker_is_named(store, stage):
+    store.write_bytes(f"{stage}/committed.json", b'{"counts": {')
+    with pytest.raises(RunError, match=r"committed\.json: not valid JSON"):
+        store.counts(stage)
+
+
+def test_json_refuses_nan_so_that_every_reader_can_read_it(store):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.write_json(store.path("a.json"), {"loss": float("nan")})
+    assert not store.exists(store.path("a.json"))
+
+
+DAMAGES = {
+    "cut short": lambda content: content[:-20],
+    "empty": lambda content: b"",
+    "not Parquet": lambda content: b"hello" * 100,
+    "data overwritten": lambda content: content[:4] + b"\xff" * 60 + content[64:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_parquet_is_named(store, damage):
+    path = store.path("scores", "00000.parquet")
+    store.write_rows(path, [replace(SCORE, response_id=f"p{index}") for index in range(200)], Score)
+    store.write_bytes(path, damage(store.read_bytes(path)))
+    with pytest.raises(RunError, match="cannot be read as Parquet") as raised:
+        store.read_rows(path, Score)
+    assert path in str(raised.value)
+
+
+def test_missing_parquet_is_named(store):
+    with pytest.raises(RunError, match=r"none\.parquet: cannot be read as Parquet"):
+        store.read_rows(store.path("none.parquet"), Score)
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="a table of another shape is a KeyError that names no file")
+def test_parquet_of_another_shape_is_named(store):
+    path = store.path("scores.parquet")
+    store.filesystem.create_dir(store.root)
+    pq.write_table(pa.table({"player": [1]}), path)
+    with pytest.raises(RunError, match=r"scores\.parquet"):
+        store.read_rows(path, Score)
+
+
+def rows_in(store):
+    lines = store.read_bytes(store.path("metrics.jsonl")).decode().splitlines()
+    return [(row["iteration"], row["step"]) for row in map(json.loads, lines)]
+
+
+def steps(iteration, *numbers):
+    return [replace(STEP, iteration=iteration, step=number) for number in numbers]
+
+
+@pytest.fixture
+def log(store):
+    log = MetricsLog(store)
+    log.restart(0)
+    return log
+
+
+def test_metrics_grow_by_a_line_a_step(store, log):
+    log.append(steps(0, 0, 1))
+    log.append(steps(0, 2))
+    assert rows_in(store) == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_restart_drops_the_iteration_and_later_ones(store, log):
+    log.append(steps(0, 0) + steps(1, 0, 1) + steps(2, 0))
+    log.restart(1)
+    assert rows_in(store) == [(0, 0)]
+
+
+def test_restart_drops_a_line_that_was_cut_short_so_that_later_rows_stay_readable(store, log):
+    log.append(steps(0, 0))
+    path = store.path("metrics.jsonl")
+    store.write_bytes(path, store.read_bytes(path) + b'{"iteration": 1, "st')
+    log.restart(1)
+    log.append(steps(1, 0))
+    assert rows_in(store) == [(0, 0), (1, 0)]
+
+
+def test_settle_puts_the_learners_record_in_place_of_what_the_driver_saw(store, log):
+    log.append(steps(0, 0, 1) + steps(1, 0))
+    log.write_update(1, steps(1, 0, 1, 2))
+    log.settle(1)
+    assert rows_in(store) == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    log.settle(1)
+    assert rows_in(store) == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+
+
+def test_the_learners_record_reads_back_as_it_was_written(store, log):
+    log.write_update(1, steps(1, 0, 1))
+    assert log.of_update(1) == [vars(row) for row in steps(1, 0, 1)]
+    assert log.of_update(0) == []
+
+
+def test_every_error_crosses_processes_and_has_an_exit_code_of_its_own():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, TpawError)]
+    for kind in kinds:
+        found = pickle.loads(pickle.dumps(kind("data.jsonl, row 3: no answer")))
+        assert (type(found), str(found)) == (kind, "data.jsonl, row 3: no answer")
+    assert sorted(kind.exit_code for kind in kinds) == list(range(1, len(kinds) + 1))
