@@ -343,7 +343,7 @@ def test_live_weights_equal_start_weights_while_the_policy_is_the_newest_player(
     alpha_BK, beta_BK = start_weights(targets_BK, generated_BK, **values)
     live = team_loss(targets_BK[:, 0], generated_BK[:, 0], targets_BK, generated_BK, **values)
     assert torch.equal(live.target_weights_BK, alpha_BK)
-    assert torch.equal(live.player_weights_BK, beta_BK)
+    torch.testing.assert_close(live.player_weights_BK, beta_BK, rtol=1e-12, atol=1e-12)
 
 
 def test_target_weights_at_and_around_zero():
