@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpaw_ray.algorithm.objective import team_loss, weighted_loss
-from tpaw_ray.algorithm.weights import player_weights, start_weights, target_weights
+from tpaw_ray.algorithm.start import start_weights
+from tpaw_ray.algorithm.weights import player_weights, target_weights
 
 LOGPS = st.floats(-400.0, -0.01)
 
@@ -340,10 +341,17 @@ def test_frozen_weights_are_used_as_given():
 @settings(max_examples=50, deadline=None)
 def test_live_weights_equal_start_weights_while_the_policy_is_the_newest_player(arguments, values):
     targets_BK, generated_BK = f64(arguments[2]), f64(arguments[3])
-    alpha_BK, beta_BK = start_weights(targets_BK, generated_BK, **values)
     live = team_loss(targets_BK[:, 0], generated_BK[:, 0], targets_BK, generated_BK, **values)
-    assert torch.equal(live.target_weights_BK, alpha_BK)
-    torch.testing.assert_close(live.player_weights_BK, beta_BK, rtol=1e-12, atol=1e-12)
+    for b, (target_logps, generated_logps) in enumerate(zip(arguments[2], arguments[3], strict=True)):
+        alpha, beta = start_weights(target_logps, generated_logps, **values)
+        assert live.target_weights_BK[b].tolist() == alpha
+        torch.testing.assert_close(live.player_weights_BK[b], f64(beta), rtol=1e-9, atol=1e-12)
+
+
+def test_start_weights_of_far_apart_players_do_not_overflow():
+    # margins 0 and 5·(−1 + 4000) − 5·(−1 + 1) = 19995; the other way round 0 and −19995
+    assert start_weights([-1.0, -4000.0], [-1.0, -1.0], reward_scale=5.0, eta=6.0, gamma=5.0) == ([6.0, 1.0], [1.0, 0.0])
+    assert start_weights([-4000.0, -1.0], [-1.0, -1.0], reward_scale=5.0, eta=6.0, gamma=5.0) == ([6.0, 6.0], [0.0, 1.0])
 
 
 def test_target_weights_at_and_around_zero():
