@@ -88,7 +88,7 @@ def model_size(directory: Path) -> ModelSize:
 
 
 def learner_bytes(size: ModelSize, learner: LearnerConfig) -> int:
-    """Memory of one worker: weights, gradients and optimizer states by ZeRO stage, activations of a micro-batch, the head's chunk."""
+    """Memory of one worker: weights, gradients, optimizer states by ZeRO stage, a micro-batch's activations, the head's chunk."""
     width = 2 if learner.precision == "bf16" else 4
     share = {stage: (learner.workers if learner.zero_stage >= stage else 1) for stage in (1, 2, 3)}
     moments = 4 * (1 if learner.optimizer == "rmsprop" else 2)

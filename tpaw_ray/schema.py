@@ -108,7 +108,7 @@ def table_of(rows: Iterable[Row], row_type: type[Row]) -> pa.Table:
 
 def rows_of(table: pa.Table, row_type: type[Row]) -> list[Row]:
     """The rows of a table, in order; extra columns are ignored, a missing one is a `KeyError` naming it."""
-    columns = {field.name: table.column(field.name).to_pylist() for field in fields(row_type)}
+    columns = {name: table.column(name).to_pylist() for name in arrow_schema(row_type).names}
     return [row_type(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch.optim import AdamW, Optimizer, RMSprop
-from transformers import get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
 from tpaw_ray.config import Config, LearnerConfig, at_iteration
@@ -64,7 +64,7 @@ class PolicyEngine:
         return self.engine.device
 
     @property
-    def model(self) -> torch.nn.Module:
+    def model(self) -> PreTrainedModel:
         return self.engine.module.model
 
     def step(self) -> tuple[float | None, float]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
+from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -62,7 +63,7 @@ class Learner:
     def __init__(self, config: Config, store: RunStore) -> None:
         self.config = config
         self.store = store
-        self.mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
+        self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
         self._group: Future[object] = Future()
         # A daemon, so that a driver that fails elsewhere can end without waiting for the group.
         Thread(target=self._fit, name="learner", daemon=True).start()
@@ -101,7 +102,7 @@ class Learner:
         return "; ".join(f"worker {rank}: {cause}" for rank, cause in causes.items()) or str(error)
 
 
-def make_trainer(config: Config, store: RunStore, mailbox: ray.actor.ActorHandle) -> TorchTrainer:
+def make_trainer(config: Config, store: RunStore, mailbox: Any) -> TorchTrainer:
     """The Ray Train group of the config's size, on GPUs (NCCL) or CPUs (Gloo)."""
     learner = config.learner
     resources = {"CPU": learner.cpus} | ({"GPU": learner.gpus} if learner.gpus else {})
@@ -118,7 +119,7 @@ def make_trainer(config: Config, store: RunStore, mailbox: ray.actor.ActorHandle
     )
 
 
-def train_loop(settings: dict) -> None:  # type: ignore[type-arg]
+def train_loop(settings: dict[str, Any]) -> None:
     """What Ray Train runs on a worker. Heavy imports happen here, after the process knows its accelerator and threads."""
     import os
 

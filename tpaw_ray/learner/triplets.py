@@ -50,7 +50,9 @@ def lengths_of(pairs: Sequence[Pair]) -> list[TripletLengths]:
 
 def triplet_batch(pairs: Sequence[Pair], units: Sequence[Unit]) -> TripletBatch:
     """The tensors of a micro-batch. A unit's target stands once, before its generations."""
-    prompts, responses, targets, generated, rows = [], [], [], [], []
+    prompts: list[Sequence[int]] = []
+    responses: list[Sequence[int]] = []
+    targets, generated, rows = [], [], []
     for unit in units:
         target = len(responses)
         first = pairs[unit.triplets[0]]

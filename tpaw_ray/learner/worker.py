@@ -6,6 +6,7 @@ Axes: `B` triplet, `K` player.
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ray
 import ray.train
@@ -24,7 +25,7 @@ from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Pair
 
 
-def work(config: Config, store: RunStore, mailbox: ray.actor.ActorHandle) -> None:
+def work(config: Config, store: RunStore, mailbox: Any) -> None:
     """Serve update orders until the mailbox is closed. Runs on every worker; rank 0 speaks to the driver."""
     torch.set_num_threads(threads_of(config))
     first_rank = distributed.get_rank() == 0

@@ -152,7 +152,7 @@ class RunStore:
 
     # Committing.
 
-    def commit(self, directory: str, **counts: int | float) -> None:
+    def commit(self, directory: str, **counts: float | None) -> None:
         """Mark a stage as done: its counts, and size and SHA-256 of every file in its folder."""
         files = {
             path.removeprefix(f"{directory}/"): {"bytes": size, "sha256": digest}

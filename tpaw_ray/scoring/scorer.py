@@ -61,13 +61,11 @@ def score(config: Config, store: RunStore, shards: Iterable[ScoreShard], advance
         return 0
     done = 0
     scored = ray.data.from_items(missing, override_num_blocks=len(missing)).map(
-        Scorer,
+        Scorer,  # type: ignore[arg-type]  # Ray Data makes an actor of a class and calls the instance
         fn_constructor_args=(config, store),
         concurrency=min(config.scoring.workers, len(missing)),
         num_cpus=config.scoring.cpus,
         num_gpus=config.scoring.gpus or None,
-        max_restarts=3,
-        max_task_retries=3,
     )
     for row in scored.iter_rows():
         done += row["sequences"]
@@ -119,7 +117,7 @@ class Scorer:
             attention=self.config.model.attention,
             trust_remote_code=self.config.model.trust_remote_code,
         )
-        self.policy = Policy(model.to(self.device)).eval()
+        self.policy = Policy(model).to(self.device).eval()
         check_head(self.policy)
         self.loaded = checkpoint
 
