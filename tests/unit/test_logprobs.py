@@ -254,7 +254,6 @@ def copied(directory, destination):
     return destination / "model.safetensors"
 
 
-@pytest.mark.xfail(strict=True, reason="safetensors' own error is none of those that load_model tells the user")
 def test_loading_weights_that_are_cut_short_names_the_folder(directory, tmp_path):
     weights = copied(directory, tmp_path)
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -263,7 +262,6 @@ def test_loading_weights_that_are_cut_short_names_the_folder(directory, tmp_path
     assert str(tmp_path) in str(raised.value)
 
 
-@pytest.mark.xfail(strict=True, reason="transformers makes up missing weights at random and only warns")
 def test_loading_weights_with_a_tensor_missing_raises(directory, tmp_path):
     weights = copied(directory, tmp_path)
     tensors = load_file(weights)

@@ -271,7 +271,6 @@ def test_missing_parquet_is_named(store):
         store.read_rows(store.path("none.parquet"), Score)
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="a table of another shape is a KeyError that names no file")
 def test_parquet_of_another_shape_is_named(store):
     path = store.path("scores.parquet")
     store.filesystem.create_dir(store.root)

@@ -128,8 +128,13 @@ class RunStore:
         self.write_bytes(path, sink.getvalue().to_pybytes())
 
     def read_rows(self, path: str, row_type: type[Row]) -> list[Row]:
-        """The rows of a Parquet file. Raises `RunError` naming the file when it cannot be read."""
-        return rows_of(self.read_table(path), row_type)
+        """The rows of a Parquet file. Raises `RunError` naming the file when it cannot be read or lacks a column."""
+        table = self.read_table(path)
+        try:
+            return rows_of(table, row_type)
+        except KeyError as error:
+            found = ", ".join(table.column_names)
+            raise RunError(f"{path}: {error.args[0]}; found columns {found}, expected those of {row_type.__name__}") from error
 
     def read_table(self, path: str) -> pa.Table:
         """A Parquet file as a table. Raises `RunError` naming the file when it cannot be read."""
