@@ -30,12 +30,33 @@ def tiny_tokenizer():
     return fast
 
 
-def write_tiny_model(path: Path, seed: int = 0, hidden: int = 64, layers: int = 2) -> Path:
+def merging_tokenizer():
+    """Characters, and every pair of digits as a token of its own: `1`, `2` decodes to a text that encodes as `12`."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    digits = "0123456789"
+    pairs = [(one, other) for one in digits for other in digits]
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL, *CHARACTERS, *map("".join, pairs)))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        additional_special_tokens=list(SPECIAL[2:]),
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def write_tiny_model(path: Path, seed: int = 0, hidden: int = 64, layers: int = 2, tokenizer=None) -> Path:
     """Random weights in float32, head size 32."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = tiny_tokenizer()
+    tokenizer = tokenizer or tiny_tokenizer()
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(

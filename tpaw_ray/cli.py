@@ -18,6 +18,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done · 1 unforeseen · 2 config or usage · 3 data · 4 model · 5 run folder · 6 resources · "
     "7 generation · 8 learner · 130 interrupted.",
 )
+INTERRUPTED = 130
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's config; see docs/config.md.")]
 Overrides = Annotated[
     list[str] | None,
@@ -57,12 +58,9 @@ def plan(
 def main() -> None:
     """The entry point: one clear message for what a user can mend, a traceback for what only we can."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as ending:
-        sys.exit(ending.exit_code)
+        ended = app(standalone_mode=False)  # a number where a command exits early; typer makes 130 of Ctrl-C
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted; the same command continues the run")
-        sys.exit(130)
+        ended = INTERRUPTED
     except Exception as error:
         cause = told(error)
         if cause is not None:
@@ -72,6 +70,9 @@ def main() -> None:
             _say(f"error: {error.format_message()}")
             sys.exit(2)
         raise
+    if ended == INTERRUPTED:
+        _say("interrupted; the same command continues the run")
+    sys.exit(ended)
 
 
 def told(error: BaseException | None) -> TpawError | None:

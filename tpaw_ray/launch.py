@@ -110,6 +110,9 @@ def check_same_run(config: Config, store: RunStore) -> None:
 
 def connect(*, verbose: bool = False) -> None:
     """Connect to the cluster of `RAY_ADDRESS` (as in a Ray job), or start Ray on this machine."""
+    if not verbose:
+        # Ray's native code writes to the terminal whatever its Python code is told.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if os.environ.get("RAY_ADDRESS"):
         where: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENVIRONMENT}}
     else:
