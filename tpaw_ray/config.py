@@ -69,6 +69,8 @@ class DataConfig(Section):
     """Split of a hub or saved data set."""
     heldout_path: str | None = None
     """Separate data (same shapes) whose rows form the test split; then none is split off `path` for test."""
+    heldout_split: str = "test"
+    """Split of `heldout_path` where that is a hub or saved data set."""
     columns: ColumnsConfig = ColumnsConfig()
     """Which columns hold what, for data of a shape that is not recognised."""
     limit: Count | None = None
@@ -303,16 +305,33 @@ def dump_config(config: Config) -> str:
 
 
 def config_fields(section: type[Section] = Config, prefix: str = "") -> list[tuple[str, str, str, str]]:
-    """Every leaf of the config as (dotted key, type, default, description): the config reference is made of it."""
+    """Every leaf of the config as (dotted key, values, default, description): `docs/config.md` is made of it."""
     rows = []
+    schema = section.model_json_schema()["properties"]
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             rows += config_fields(field.annotation, f"{prefix}{name}.")
         else:
-            kind = str(field.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
-            default = "required" if field.is_required() else str(field.default)
-            rows.append((f"{prefix}{name}", kind, default, field.description or ""))
+            default = "required" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True, width=1000)
+            default = default.removesuffix("...\n").strip()
+            rows.append((f"{prefix}{name}", _values(schema[name]), default, field.description or ""))
     return rows
+
+
+def _values(schema: Mapping[str, Any]) -> str:
+    """The values a JSON schema lets through, in words.
+
+    >>> _values({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}), _values({"enum": ["a", "b"]})
+    ('integer ≥ 1 or null', 'a or b')
+    """
+    if "anyOf" in schema:
+        return " or ".join(map(_values, schema["anyOf"]))
+    if "enum" in schema:
+        return " or ".join(schema["enum"])
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = ", ".join(f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema and schema[key] < 2**31 - 1)
+    kind = {"object": "mapping", "array": f"list of {_values(schema['items'])}" if "items" in schema else "list"}
+    return f"{kind.get(schema['type'], schema['type'])} {bounds}".strip()
 
 
 def _with_preset(layer: Mapping[str, Any], source: str) -> dict[str, Any]:

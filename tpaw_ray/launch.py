@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from tpaw_ray.config import Config, dump_config
-from tpaw_ray.data.prompts import end_tokens, load_tokenizer
+from tpaw_ray.data.template import end_tokens, load_tokenizer
 from tpaw_ray.errors import ResourceError, RunError
 from tpaw_ray.learner.group import Learner
 from tpaw_ray.loop import SelfPlay

@@ -297,7 +297,7 @@ def test_the_fields_are_the_leaves_of_a_dumped_config():
 
 def test_a_required_field_says_so_instead_of_a_default():
     defaults = {key: default for key, _, default, _ in config_fields()}
-    assert (defaults["model.path"], defaults["objective.eta"], defaults["team.window"]) == ("required", "6.0", "None")
+    assert (defaults["model.path"], defaults["objective.eta"], defaults["team.window"]) == ("required", "6.0", "null")
 
 
 def test_config_and_errors_import_without_torch_ray_or_vllm():

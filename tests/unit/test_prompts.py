@@ -6,19 +6,9 @@ import pytest
 
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from tpaw_ray.config import ModelConfig, resolve_config
-from tpaw_ray.data.prompts import (
-    PromptCounts,
-    end_tokens,
-    iter_prompts,
-    load_tokenizer,
-    prepare_prompts,
-    prompt_id,
-    render,
-    render_all,
-    split_of,
-    survey_prompts,
-)
-from tpaw_ray.data.sources import Conversation, Message
+from tpaw_ray.data.prompts import PromptCounts, iter_prompts, prepare_prompts, prompt_id, split_of, survey_prompts
+from tpaw_ray.data.rows import Conversation, Message
+from tpaw_ray.data.template import end_tokens, load_tokenizer, render, render_all
 from tpaw_ray.errors import CheckpointError, ConfigError, DataError
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Prompt

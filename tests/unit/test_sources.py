@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tpaw_ray.config import DataConfig
-from tpaw_ray.data.sources import Conversation, Message, looks_like_path, read_conversations
+from tpaw_ray.data.rows import Conversation, Message
+from tpaw_ray.data.sources import looks_like_path, read_conversations
 from tpaw_ray.errors import ConfigError, DataError
 
 QUESTION = {"question": "1+1?", "answer": "2"}
@@ -156,7 +157,7 @@ def test_a_folder_saved_by_datasets_gives_its_split(tmp_path):
     saved["train"].save_to_disk(str(tmp_path / "one"))
     assert read(tmp_path / "both", split="test")[0].prompt == (user("test"),)
     assert read(tmp_path / "one")[0].prompt == (user("train"),)
-    with pytest.raises(DataError, match=r"data.split: found 'validation', expected one of train, test"):
+    with pytest.raises(DataError, match=r"has no split 'validation'; expected one of train, test"):
         read(tmp_path / "both", split="validation")
 
 
@@ -190,9 +191,34 @@ def test_a_missing_path_is_not_asked_of_the_hub(name):
 
 def test_limit_is_for_the_data_and_not_for_heldout_data(tmp_path):
     path = write_lines(tmp_path / "data.jsonl", QUESTION, QUESTION, QUESTION)
-    data = DataConfig(path=path, limit=2)
+    data = DataConfig(path=path, heldout_path=path, limit=2)
     assert len(list(read_conversations(data))) == 2
-    assert len(list(read_conversations(data, path))) == 3
+    assert len(list(read_conversations(data, heldout=True))) == 3
+
+
+def test_heldout_data_comes_from_its_own_split_of_a_saved_folder(tmp_path):
+    import datasets
+
+    saved = {name: datasets.Dataset.from_list([{"question": name, "answer": "2"}]) for name in ("train", "test")}
+    datasets.DatasetDict(saved).save_to_disk(str(tmp_path / "both"))
+    data = DataConfig(path=str(tmp_path / "both"), heldout_path=str(tmp_path / "both"))
+    assert [row.prompt[0].content for row in read_conversations(data)] == ["train"]
+    assert [row.prompt[0].content for row in read_conversations(data, heldout=True)] == ["test"]
+
+
+@pytest.mark.parametrize("names", [("train.jsonl", "test.jsonl"), ("train-00000-of-00001.jsonl", "validation/dev.jsonl")])
+def test_a_folder_with_several_splits_is_not_read_as_one(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_lines(tmp_path / name, QUESTION)
+    with pytest.raises(DataError, match=r"files of several splits .*heldout_path"):
+        read(tmp_path)
+
+
+def test_files_of_one_split_are_read_together(tmp_path):
+    for name in ("train-1.jsonl", "train-2.jsonl", "testimony.jsonl"):
+        write_lines(tmp_path / name, QUESTION)
+    assert len(read(tmp_path)) == 3
 
 
 def test_reading_is_lazy(tmp_path):
