@@ -22,7 +22,7 @@ INTERRUPTED = 130
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's config; see docs/config.md.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, as in objective.eta=1 or preset=spin."),
+    typer.Argument(metavar="KEY=VALUE", help="Dotted overrides, as in objective.eta=1 or preset=spin."),
 ]
 
 
@@ -50,9 +50,9 @@ def plan(
     resolved = load_config(config, overrides or [])
     if show_config:
         print(dump_config(resolved))
-    from tpaw_ray.forecast import forecast
+    from tpaw_ray.forecast import forecast, show
 
-    forecast(resolved, Console(highlight=False))
+    show(forecast(resolved), resolved, Console(highlight=False))
 
 
 def main() -> None:

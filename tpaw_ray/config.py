@@ -122,9 +122,9 @@ class OpponentsConfig(Section):
     replicas: Count = 1
     """Engines a checkpoint."""
     tensor_parallel: Count = 1
-    """GPUs one engine is spread over."""
-    gpus: NonNegative = 0
-    """GPUs an engine takes; 0 runs it on the CPU, a fraction shares one."""
+    """Parts that one engine is spread over, each on a GPU of its own."""
+    gpus: Annotated[float, Field(ge=0, le=1)] = 0
+    """GPUs a part of an engine takes: 1, a fraction that shares one, or 0 to run the engine on the CPU."""
     cpus: NonNegative = 0.1
     """CPUs Ray sets aside for an engine; a scheduling figure, not a limit (see `threads`)."""
     threads: Count | None = None
@@ -137,6 +137,17 @@ class OpponentsConfig(Section):
     """Sequences an engine works on at once (vLLM's `max_num_seqs`)."""
     engine_args: dict[str, Any] = {}
     """Further vLLM engine arguments, passed on as they are."""
+
+    @model_validator(mode="after")
+    def _parts_have_gpus(self) -> "OpponentsConfig":
+        if self.tensor_parallel > 1 and self.gpus < 1:
+            raise ValueError(f"tensor_parallel ({self.tensor_parallel}) needs gpus: 1, a whole GPU for each part")
+        return self
+
+    @property
+    def engine_gpus(self) -> float:
+        """GPUs Ray sets aside for an engine, all its parts together."""
+        return self.gpus * self.tensor_parallel
 
 
 class ScoringConfig(Section):

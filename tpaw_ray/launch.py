@@ -8,30 +8,18 @@ from typing import Any
 import ray
 
 from tpaw_ray.config import Config, dump_config
-from tpaw_ray.data.template import end_tokens, load_tokenizer
-from tpaw_ray.errors import ResourceError, RunError
+from tpaw_ray.errors import ResourceError
+from tpaw_ray.forecast import check_start
 from tpaw_ray.learner.group import Learner
 from tpaw_ray.loop import SelfPlay
 from tpaw_ray.opponents.messages import EngineSettings
 from tpaw_ray.opponents.roster import Roster
 from tpaw_ray.plan import demand, unmet
-from tpaw_ray.policy.start import locate
+from tpaw_ray.runs.continuation import check_same_run
 from tpaw_ray.runs.environment import environment
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import COLUMNS, Summary, cells_of
-
-MAY_CHANGE = (
-    "iterations",
-    "opponents",
-    "scoring",
-    "learner.workers",
-    "learner.gpus",
-    "learner.cpus",
-    "learner.threads",
-    "learner.max_restarts",
-)
-"""What a continued run may be given anew: how far it goes and what it runs on."""
 
 WORKER_ENVIRONMENT = {
     # Threads that spin while they wait starve the other processes of a machine.
@@ -52,14 +40,13 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
         show(config, store, reporter)
         reporter.say(f"{store.root}: all {config.iterations} iterations are done; nothing to do")
         return
-    tokenizer = load_tokenizer(config.model)
-    ends = end_tokens(tokenizer, str(locate(config.model.path)))
+    start = check_start(config, store)
     connect(verbose=verbose)
     roster = Roster(
-        EngineSettings.from_config(config, ends),
+        EngineSettings.from_config(config, start.ends),
         replicas=config.opponents.replicas,
         cpus=config.opponents.cpus,
-        gpus=config.opponents.gpus,
+        gpus=config.opponents.engine_gpus,
     )
     try:
         if missing := unmet(demand(config), ray.cluster_resources()):
@@ -67,7 +54,7 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
         store.write_bytes(store.path("config.yaml"), dump_config(config).encode())
         store.write_json(store.path("environment.json"), environment(config, ray.cluster_resources()))
         with reporter:
-            SelfPlay(config, store, tokenizer, roster, partial(Learner, config, store), reporter).run()
+            SelfPlay(config, store, start.tokenizer, roster, partial(Learner, config, store), reporter).run()
     finally:
         roster.retire_all()
         ray.shutdown()
@@ -84,28 +71,6 @@ def show(config: Config, store: RunStore, reporter: Reporter) -> None:
     """The table of all checkpoints."""
     rows = [cells_of(row) for row in Summary(config, store).rows()]
     reporter.table(config.run.name, list(COLUMNS), rows)
-
-
-def check_same_run(config: Config, store: RunStore) -> None:
-    """Refuse a config that differs from the one the run was started with, but for `MAY_CHANGE`.
-
-    Raises:
-        RunError: with the differing fields.
-    """
-    path = store.path("config.yaml")
-    if not store.exists(path):
-        return
-    import yaml
-
-    started = _flat(yaml.safe_load(store.read_bytes(path)))
-    now = _flat(config.model_dump(mode="json"))
-    differing = [
-        f"  {key}: started with {started.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted(started.keys() | now.keys())
-        if started.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
-    ]
-    if differing:
-        raise RunError("\n".join([f"{store.root} was started with another config; choose another run.name or undo:", *differing]))
 
 
 def connect(*, verbose: bool = False) -> None:
@@ -125,10 +90,3 @@ def connect(*, verbose: bool = False) -> None:
     if not verbose:
         for name in ("ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -15,8 +15,14 @@ from tpaw_ray.config import Config, LearnerConfig
 
 GIB = 2**30
 _HEAD_CHUNK = 512
-_RUNTIME_GIB = 2.0
+RUNTIME_BYTES = 2 * GIB
 """What torch, vLLM or DeepSpeed take by themselves in a process (2.7 GB were measured for vLLM with a 135 M model)."""
+ASKING_CPUS = 0.05
+"""CPUs Ray sets aside for a task that asks an opponent: asking is waiting."""
+ASKERS_PER_ENGINE = 2
+"""Shards under way at once for each engine, so that it never runs dry at the end of one."""
+PAIRING_CPUS = 0.5
+"""CPUs Ray sets aside for a task that joins a shard: short work, so fewer processes that start mean sooner done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +74,12 @@ def plan_iteration(config: Config, iteration: int, num_prompts: int) -> Iteratio
     )
 
 
-def model_size(directory: Path) -> ModelSize:
+def model_size(directory: Path, *, trust_remote_code: bool = False) -> ModelSize:
     """Sizes from the model's config and the headers of its safetensors; no weights are read."""
     from safetensors import safe_open
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(directory).get_text_config()
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code).get_text_config()
     parameters = 0
     for path in directory.glob("*.safetensors"):
         with safe_open(path, framework="np") as weights:
@@ -97,13 +103,20 @@ def learner_bytes(size: ModelSize, learner: LearnerConfig) -> int:
     kept = 1 if learner.gradient_checkpointing else 16  # hidden states a layer keeps for the backward pass
     activations = learner.micro_batch_tokens * size.hidden * width * (size.layers * kept + 24)
     head = 3 * _HEAD_CHUNK * size.vocabulary * 4
-    return int(states + activations + head)
+    return int(states + activations + head) + RUNTIME_BYTES
 
 
 def opponent_bytes(size: ModelSize, config: Config) -> int:
     """Memory of one engine on the CPU: weights and KV cache. On a GPU an engine takes `opponents.memory_share` of it."""
     width = 2 if config.learner.precision == "bf16" else 4
-    return int(size.parameters * width + config.opponents.cpu_cache_gib * GIB)
+    return int(size.parameters * width + config.opponents.cpu_cache_gib * GIB) + RUNTIME_BYTES
+
+
+def scorer_bytes(size: ModelSize, config: Config) -> int:
+    """Memory of one scorer: weights, a batch's activations, the head's chunk."""
+    width = 2 if config.learner.precision == "bf16" else 4
+    activations = config.scoring.batch_tokens * size.hidden * width * 16
+    return size.parameters * width + activations + _HEAD_CHUNK * size.vocabulary * 4 + RUNTIME_BYTES
 
 
 def checkpoint_bytes(size: ModelSize, config: Config) -> int:
@@ -111,14 +124,26 @@ def checkpoint_bytes(size: ModelSize, config: Config) -> int:
     return size.parameters * (2 if config.learner.precision == "bf16" else 4)
 
 
+def run_bytes(size: ModelSize, config: Config, num_prompts: int) -> int:
+    """Disk a whole run takes: all checkpoints, and token ids of rollouts and pairs as if every response had full length."""
+    checkpoints = (config.iterations + 1) * checkpoint_bytes(size, config)
+    plans = [plan_iteration(config, iteration, num_prompts) for iteration in range(config.iterations)]
+    sequences = sum(plan.generate + 2 * plan.triplets for plan in plans)
+    return checkpoints + sequences * config.data.max_length * 4
+
+
 def demand(config: Config) -> dict[str, float]:
-    """Ray resources that must exist at the same time: opponents of the team, the learner group, one scorer at least."""
+    """Ray resources that must exist at the same time.
+
+    Engines and the learner group keep theirs from iteration to iteration. Beside them stand, while a checkpoint is
+    evaluated, one scorer at least and the tasks that ask its engines, and at another time one pairing task at least.
+    """
     opponents, learner, scoring = config.opponents, config.learner, config.scoring
     engines = opponents.replicas * (config.window if config.team.data == "fresh" else 1)
-    gpus = opponents.gpus * opponents.tensor_parallel
+    asking = ASKERS_PER_ENGINE * opponents.replicas * ASKING_CPUS
     return {
-        "CPU": engines * opponents.cpus + learner.workers * learner.cpus + scoring.cpus,
-        "GPU": engines * gpus + learner.workers * learner.gpus + scoring.gpus,
+        "CPU": engines * opponents.cpus + learner.workers * learner.cpus + max(scoring.cpus + asking, PAIRING_CPUS),
+        "GPU": engines * opponents.engine_gpus + learner.workers * learner.gpus + scoring.gpus,
     }
 
 

@@ -11,11 +11,9 @@ import ray
 
 from tpaw_ray.algorithm.start import start_weights
 from tpaw_ray.algorithm.team import Rollout
+from tpaw_ray.plan import PAIRING_CPUS
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Pair, Prompt, Score
-
-TASK_CPUS = 0.5
-"""Joining is short work: fewer processes that start mean sooner done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,7 @@ def pair(store: RunStore, recipe: PairRecipe, advance: Callable[[int], None]) ->
     """Write the pairs of an iteration, one file a shard; finished files are kept. Returns the number of pairs in all files."""
     names = [path.rsplit("/", 1)[1] for path in store.files(store.prompts("train"))]
     shards = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-    paired = shards.map(_PairShard(store, recipe), num_cpus=TASK_CPUS)
+    paired = shards.map(_PairShard(store, recipe), num_cpus=PAIRING_CPUS)
     total = 0
     for row in paired.iter_rows():
         total += row["pairs"]

@@ -57,6 +57,8 @@ class PromptSurvey:
     max_prompt_tokens: int
     mean_target_tokens: float
     max_target_tokens: int
+    judged: int
+    """Prompts of `evaluation.split` that have a final answer to compare with."""
 
 
 # Splitting.
@@ -196,9 +198,11 @@ def prepare_prompts(config: Config, store: RunStore, tokenizer: "PreTrainedToken
 def survey_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> PromptSurvey:
     """What `prepare_prompts` would write, without writing. Raises what it raises."""
     fates: Counter[Fate] = Counter()
+    judged = 0
     prompt_lengths, target_lengths = [], []
     for fate, prompt in iter_prompts(config, tokenizer):
         fates[fate] += 1
+        judged += fate == config.evaluation.split and prompt is not None and prompt.reference_answer is not None
         if prompt is not None and fate == "train":
             prompt_lengths.append(len(prompt.prompt_tokens))
             target_lengths.append(len(prompt.target_tokens))
@@ -209,6 +213,7 @@ def survey_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Prom
         max_prompt_tokens=max(prompt_lengths),
         mean_target_tokens=sum(target_lengths) / counts.train,
         max_target_tokens=max(target_lengths),
+        judged=judged,
     )
 
 

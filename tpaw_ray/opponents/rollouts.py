@@ -10,11 +10,9 @@ from ray.actor import ActorHandle
 from tpaw_ray.opponents.messages import Request, Sampling
 from tpaw_ray.opponents.roster import ask
 from tpaw_ray.opponents.seeds import request_seed
+from tpaw_ray.plan import ASKERS_PER_ENGINE, ASKING_CPUS
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Prompt
-
-TASK_CPUS = 0.05
-"""Asking is waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,9 @@ def generate(store: RunStore, questions: Questions, opponents: Sequence[ActorHan
         return 0
     shards = ray.data.from_items(missing, override_num_blocks=len(missing))
     answered = shards.map(
-        _GenerateShard(store, questions, list(opponents)), num_cpus=TASK_CPUS, concurrency=min(len(missing), 2 * len(opponents))
+        _GenerateShard(store, questions, list(opponents)),
+        num_cpus=ASKING_CPUS,
+        concurrency=min(len(missing), ASKERS_PER_ENGINE * len(opponents)),
     )
     done = 0
     for row in answered.iter_rows():

@@ -31,12 +31,12 @@ class Roster:
     """
 
     def __init__(self, settings: EngineSettings, *, replicas: int, cpus: float, gpus: float) -> None:
-        """`cpus` and `gpus` are what Ray sets aside for an engine; one spread over GPUs takes at least one for each part."""
+        """`cpus` and `gpus` are what Ray sets aside for an engine, all its parts together."""
         self._settings = settings
         self._replicas = replicas
         self._options: dict[str, Any] = {
             "num_cpus": cpus,
-            "num_gpus": max(gpus, settings.tensor_parallel) if gpus >= 1 else gpus,
+            "num_gpus": gpus,
             "max_restarts": MAX_RESTARTS,
             "max_task_retries": MAX_TASK_RETRIES,
             "max_concurrency": MAX_CALLS,

@@ -1,0 +1,222 @@
+"""What can be known of a run without starting it: `tpaw plan`, and the checks every start begins with."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from tpaw_ray.config import Config
+from tpaw_ray.data.prompts import PromptSurvey, survey_prompts
+from tpaw_ray.data.template import end_tokens, load_tokenizer
+from tpaw_ray.errors import CheckpointError, ResourceError, RunError
+from tpaw_ray.plan import (
+    GIB,
+    IterationPlan,
+    ModelSize,
+    checkpoint_bytes,
+    demand,
+    free_disk,
+    learner_bytes,
+    local_resources,
+    model_size,
+    opponent_bytes,
+    plan_iteration,
+    run_bytes,
+    scorer_bytes,
+    unmet,
+)
+from tpaw_ray.policy.start import locate
+from tpaw_ray.runs.continuation import check_same_run
+from tpaw_ray.runs.store import RunStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a run starts from, checked."""
+
+    model: Path
+    tokenizer: "PreTrainedTokenizerBase"
+    ends: tuple[int, ...]
+    """Tokens that end a response."""
+    size: ModelSize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """The work ahead. Memory and disk in bytes, estimates without fragmentation."""
+
+    state: str
+    start: Start
+    survey: PromptSurvey
+    iterations: tuple[IterationPlan, ...]
+    opponent_bytes: int
+    scorer_bytes: int
+    learner_bytes: int
+    run_bytes: int
+    free_bytes: int
+    demand: dict[str, float]
+    cluster: dict[str, float]
+    warnings: tuple[str, ...]
+
+
+def check_start(config: Config, store: RunStore) -> Start:
+    """The checks that take no reading of data: run folder, model, tokenizer, template, lengths, disk for the checkpoints.
+
+    Raises:
+        RunError: when the run was started with another config, or its folder cannot be written to.
+        CheckpointError: when the model or its tokenizer is missing, damaged or too short for `data.max_length`.
+        ConfigError: when there is no usable chat template.
+        ResourceError: when the disk cannot hold the checkpoints.
+    """
+    check_same_run(config, store)
+    beside = _nearest(Path(store.root))
+    if not (beside.is_dir() and os.access(beside, os.W_OK | os.X_OK)):
+        raise RunError(f"run.root: {store.root} cannot be made: {beside} is not a folder that can be written to")
+    model = locate(config.model.path)
+    tokenizer = load_tokenizer(config.model)
+    size = model_size(model, trust_remote_code=config.model.trust_remote_code)
+    if config.data.max_length > size.context:
+        raise CheckpointError(
+            f"data.max_length: found {config.data.max_length}, but {model} was made for at most {size.context} tokens"
+        )
+    missing = sum(not store.is_committed(store.checkpoint(number)) for number in range(config.iterations + 1))
+    needed, free = missing * checkpoint_bytes(size, config), free_disk(store.root)
+    if needed > free:
+        raise ResourceError(
+            f"{store.root}: {missing} checkpoints need {needed / GIB:.1f} GiB, the disk has {free / GIB:.1f} GiB free"
+        )
+    return Start(model=model, tokenizer=tokenizer, ends=end_tokens(tokenizer, str(model)), size=size)
+
+
+def forecast(config: Config) -> Forecast:
+    """Check everything that can be checked without starting, and count the work ahead. Nothing is written.
+
+    Raises:
+        TpawError: the first problem found, as `check_start` names it; `DataError` for a row that cannot be used;
+            `ResourceError` when the cluster (that of `RAY_ADDRESS`, otherwise this machine) lacks what the config asks for.
+    """
+    store = RunStore.open(config.run.root, config.run.name)
+    start = check_start(config, store)
+    needed, cluster = demand(config), cluster_resources()
+    if missing := unmet(needed, cluster):
+        raise ResourceError(missing)
+    survey = survey_prompts(config, start.tokenizer)
+    found = Forecast(
+        state=_state(config, store),
+        start=start,
+        survey=survey,
+        iterations=tuple(plan_iteration(config, iteration, survey.counts.train) for iteration in range(config.iterations)),
+        opponent_bytes=opponent_bytes(start.size, config),
+        scorer_bytes=scorer_bytes(start.size, config),
+        learner_bytes=learner_bytes(start.size, config.learner),
+        run_bytes=run_bytes(start.size, config, survey.counts.train),
+        free_bytes=free_disk(store.root),
+        demand=needed,
+        cluster=cluster,
+        warnings=_warnings(config, start, survey, cluster),
+    )
+    return found
+
+
+def cluster_resources() -> dict[str, float]:
+    """The resources of the cluster at `RAY_ADDRESS`, or of this machine, on which a run would start Ray."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return dict(local_resources())
+    import ray
+
+    ray.init(log_to_driver=False, ignore_reinit_error=True)
+    resources: dict[str, float] = ray.cluster_resources()
+    ray.shutdown()
+    return resources
+
+
+def show(found: Forecast, config: Config, console: Console) -> None:
+    """Print a forecast as a person reads it."""
+    counts, survey, size = found.survey.counts, found.survey, found.start.size
+    facts = {
+        "run": found.state,
+        "model": f"{found.start.model}: {size.parameters:,} parameters, vocabulary {size.vocabulary:,}, {_context(size)}",
+        "ends of a response": ", ".join(map(repr, found.start.tokenizer.convert_ids_to_tokens(list(found.start.ends)))),
+        "rows": f"{counts.rows}: {counts.train} train, {counts.validation} validation, {counts.test} test, "
+        f"{counts.too_long} too long, {counts.duplicates} duplicates, {counts.leaked} also held out",
+        "prompt tokens": f"{survey.mean_prompt_tokens:.0f} on average, {survey.max_prompt_tokens} at most",
+        "target tokens": f"{survey.mean_target_tokens:.0f} on average, {survey.max_target_tokens} at most",
+        "memory, estimated": f"{found.opponent_bytes / GIB:.1f} GiB an opponent, {found.scorer_bytes / GIB:.1f} GiB a scorer, "
+        f"{found.learner_bytes / GIB:.1f} GiB a learner worker",
+        "disk": f"up to {found.run_bytes / GIB:.2f} GiB, {found.free_bytes / GIB:.1f} GiB free",
+        "at the same time": ", ".join(
+            f"{amount:g} of {found.cluster.get(name, 0):g} {name}" for name, amount in found.demand.items()
+        ),
+    }
+    width = max(map(len, facts))
+    for name, fact in facts.items():
+        console.print(f"{name:<{width}}  {fact}", markup=False, soft_wrap=True)
+    table = Table(title="the work ahead, in sequences")
+    for column in ("iteration", "players", "generate", "score", "triplets", "update", "steps"):
+        table.add_column(column, justify="right")
+    for plan in found.iterations:
+        cells = (plan.iteration, plan.players, plan.generate, plan.score, plan.triplets, plan.update, plan.steps)
+        table.add_row(*map(str, cells))
+    console.print(table)
+    evaluated = getattr(counts, config.evaluation.split)
+    answered = min(evaluated, config.evaluation.limit or evaluated)
+    console.print(f"every checkpoint answers {answered} held-out prompts ({config.evaluation.split})", soft_wrap=True)
+    for warning in found.warnings:
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+
+
+def _context(size: ModelSize) -> str:
+    return f"context {size.context}" if size.context < 2**31 else "context not stated"
+
+
+def _nearest(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _state(config: Config, store: RunStore) -> str:
+    done = sum(store.is_committed(store.iteration(number)) for number in range(config.iterations))
+    if done == config.iterations:
+        return f"{store.root}: all {done} iterations are done; nothing to do"
+    if done or store.exists(store.root):
+        return f"{store.root}: goes on after {done} of {config.iterations} iterations"
+    return f"{store.root}: new, {config.iterations} iterations"
+
+
+def _warnings(config: Config, start: Start, survey: PromptSurvey, cluster: dict[str, float]) -> tuple[str, ...]:
+    counts, learner = survey.counts, config.learner
+    heldout = getattr(counts, config.evaluation.split)
+    reach = survey.max_prompt_tokens + config.sampling.max_new_tokens
+    used = [config.opponents.gpus, config.scoring.gpus, learner.gpus]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    on_cpu = (
+        (opponent_bytes(start.size, config) * config.opponents.replicas if not config.opponents.gpus else 0)
+        + (scorer_bytes(start.size, config) if not config.scoring.gpus else 0)
+        + (learner_bytes(start.size, learner) * learner.workers if not learner.gpus else 0)
+    )
+    said = {
+        f"no prompts are held out for {config.evaluation.split}: checkpoints are not evaluated": not heldout,
+        "no held-out prompt has a final answer that evaluation.answer_pattern finds: accuracy stays empty": heldout
+        and not survey.judged,
+        f"{counts.too_long} of {counts.rows} rows are too long and left out; raise data.prompt_length or data.max_length": (
+            counts.too_long > 0.05 * counts.rows
+        ),
+        f"a learner.global_batch of {learner.global_batch} is more than the first iteration's {counts.train} triplets": (
+            learner.global_batch > counts.train
+        ),
+        f"the longest prompt with sampling.max_new_tokens is {reach} tokens; responses end at data.max_length": (
+            reach > config.data.max_length
+        ),
+        "there are GPUs, but opponents.gpus, scoring.gpus and learner.gpus are 0": cluster.get("GPU", 0) and not any(used),
+        f"what runs on the CPU may need {on_cpu / GIB:.1f} GiB at the same time; this machine has {memory / GIB:.1f} GiB": (
+            on_cpu > memory and not os.environ.get("RAY_ADDRESS")
+        ),
+    }
+    return tuple(text for text, holds in said.items() if holds)

@@ -1,0 +1,59 @@
+"""Whether a config may go on with a run that another command started."""
+
+from typing import Any
+
+import yaml
+
+from tpaw_ray.config import Config, resolve_config
+from tpaw_ray.errors import RunError
+from tpaw_ray.runs.store import RunStore
+
+MAY_CHANGE = (
+    "iterations",
+    "opponents",
+    "scoring",
+    "learner.workers",
+    "learner.gpus",
+    "learner.cpus",
+    "learner.threads",
+    "learner.max_restarts",
+)
+"""What a continued run may be given anew: how far it goes and what it runs on."""
+
+
+def check_same_run(config: Config, store: RunStore) -> None:
+    """Refuse a config that differs from the one the run was started with, but for `MAY_CHANGE`.
+
+    Raises:
+        RunError: with the differing fields, or when the run's `config.yaml` is damaged.
+    """
+    path = store.path("config.yaml")
+    if not store.exists(path):
+        return
+    # Resolved anew, so that a field which a later version brought counts with its default.
+    started = _flat(resolve_config(_content(store, path), source=path).model_dump(mode="json"))
+    now = _flat(config.model_dump(mode="json"))
+    differing = [
+        f"  {key}: started with {started.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(started.keys() | now.keys())
+        if started.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if differing:
+        raise RunError("\n".join([f"{store.root} was started with another config; choose another run.name or undo:", *differing]))
+
+
+def _content(store: RunStore, path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(store.read_bytes(path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: not valid YAML ({error}); the run is damaged there") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: expected the config that the run was started with; the run is damaged there")
+    return content
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
