@@ -217,8 +217,10 @@ def test_first_loss_of_one_player_is_ln_2_and_bf16_trains(ray_session, tiny_mode
 def test_a_loss_that_is_not_a_number_stops_the_update_and_names_prompts(ray_session, tiny_model, team_pairs, tmp_path):
     spoiled = [Pair(**vars(pair) | {"reference_target_logps": [math.nan, 0.0]}) for pair in team_pairs]
     store = make_run(tmp_path, tiny_model, spoiled)
-    learner = Learner(config_of(tmp_path), store)
+    learner = Learner(config_of(tmp_path, max_restarts=2), store)
+    rows = []
     with pytest.raises(LearnerError, match=r"iteration 0, step 0: loss nan.*prompts \d"):
-        learner.update(0, lambda rows: None)
+        learner.update(0, rows.extend)
     learner.close()
+    assert rows == []  # and it was not tried again
     assert not store.exists(store.checkpoint(1))

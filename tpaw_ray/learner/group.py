@@ -29,6 +29,7 @@ class Mailbox:
         self._open = True
         self._changed = asyncio.Condition()
         self._rows: list[StepMetrics] = []
+        self._failure = ""
 
     async def post(self, iteration: int) -> None:
         """Order the update of an iteration."""
@@ -51,10 +52,14 @@ class Mailbox:
     async def report(self, row: StepMetrics) -> None:
         self._rows.append(row)
 
-    async def collect(self) -> list[StepMetrics]:
-        """The rows reported since the last call."""
+    async def give_up(self, reason: str) -> None:
+        """Say that the update cannot succeed, however often it is tried."""
+        self._failure = reason
+
+    async def collect(self) -> tuple[list[StepMetrics], str]:
+        """The rows reported since the last call, and why the workers gave up, if they did."""
         rows, self._rows = self._rows, []
-        return rows
+        return rows, self._failure
 
 
 class Learner:
@@ -78,16 +83,17 @@ class Learner:
         """Have `θ_{t+1}` made from the committed pairs of an iteration; `on_rows` gets the metrics of steps as they end.
 
         Raises:
-            LearnerError: when the group has ended, with the reason of the worker that failed.
+            LearnerError: when the workers gave up or the group has ended, with the reason.
         """
         ray.get(self.mailbox.post.remote(iteration))
         checkpoint = self.store.checkpoint(iteration + 1)
         while not self.store.is_committed(checkpoint):
-            if self._group.done():
+            ended = self._group.done()
+            self._collect(on_rows)
+            if ended and not self.store.is_committed(checkpoint):
                 raise LearnerError(f"iteration {iteration}: the learner ended without its checkpoint: {self._failure()}")
-            on_rows(ray.get(self.mailbox.collect.remote()))
             time.sleep(0.1)
-        on_rows(ray.get(self.mailbox.collect.remote()))
+        self._collect(on_rows)
 
     def close(self) -> None:
         """Send the workers home and wait until the group has ended. Call it only when no order is under way."""
@@ -95,6 +101,12 @@ class Learner:
             ray.get(self.mailbox.close.remote())
         self._group.exception()
         ray.kill(self.mailbox)
+
+    def _collect(self, on_rows: Callable[[list[StepMetrics]], None]) -> None:
+        rows, failure = ray.get(self.mailbox.collect.remote())
+        on_rows(rows)
+        if failure:
+            raise LearnerError(failure)
 
     def _failure(self) -> str:
         error = self._group.exception()

@@ -32,7 +32,12 @@ def work(config: Config, store: RunStore, mailbox: Any) -> None:
     done = -1
     while (iteration := ray.get(mailbox.next_order.remote(done))) is not None:
         if not store.is_committed(store.checkpoint(iteration + 1)):
-            update(config, store, iteration, (lambda row: mailbox.report.remote(row)) if first_rank else (lambda row: None))
+            try:
+                update(config, store, iteration, (lambda row: mailbox.report.remote(row)) if first_rank else (lambda row: None))
+            except LearnerError as error:  # every worker finds the same; a restart of the group would find it again
+                if first_rank:
+                    ray.get(mailbox.give_up.remote(str(error)))
+                return
         done = iteration
         ray.train.report({"iteration": iteration})
 
