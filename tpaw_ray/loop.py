@@ -270,7 +270,9 @@ class SelfPlay:
         """Log-probabilities of the held-out targets under a checkpoint."""
         output = f"{self.store.evaluation(checkpoint)}/target_scores"
         shards = target_shards(self.store, checkpoint, self.config.evaluation.split, output)
-        score(self.config, self.store, shards, lambda count: None)
+        total = sum(self.store.num_rows(shard.prompts) for shard in shards)
+        with self.reporter.stage(f"    score {checkpoint:03d}", total) as advance:
+            score(self.config, self.store, shards, advance)
         logps = [row.logp for path in self.store.files(output) for row in self.store.read_rows(path, Score)]
         return logps[: self.num_heldout()]
 

@@ -1,0 +1,97 @@
+"""What the benchmarks share: real text, one process a side, one line with the ratio, one row with machine and versions."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from tpaw_ray.config import Config, resolve_config
+from tpaw_ray.data.prompts import iter_prompts
+from tpaw_ray.data.template import load_tokenizer
+from tpaw_ray.runs.environment import environment
+from tpaw_ray.schema import Prompt
+
+RESULTS = Path(__file__).with_name("results")
+MODEL = "models/smollm2-135m"
+DATA = "../shared/data/gsm8k/train.jsonl"
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """A comparison: each side is a function that returns its figures, and runs in a process of its own."""
+
+    name: str
+    ours: Callable[[Any], Figures]
+    theirs: Callable[[Any], Figures]
+    figure: str
+    """The figure whose ratio, ours over theirs, is the result; larger is better."""
+
+
+def run(sides: Sides, settings: dict[str, Any]) -> None:
+    """Run both sides, one after the other, in fresh processes; print the line, write `results/NAME.jsonl`.
+
+    A process that was started with `SIDE=ours` or `SIDE=theirs` runs that side only.
+    """
+    side = os.environ.get("SIDE")
+    if side:
+        figures = (sides.ours if side == "ours" else sides.theirs)(settings)
+        figures["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+        Path(os.environ["FIGURES"]).write_text(json.dumps(figures))
+        return
+    found = {which: _in_process(sides.name, which) for which in ("theirs", "ours")}
+    ratio = found["ours"][sides.figure] / found["theirs"][sides.figure]
+    print(f"{sides.name} ratio={ratio:.2f}  ours {found['ours']}  theirs {found['theirs']}")
+    record(sides.name, {"ratio": round(ratio, 3), "figure": sides.figure, **found, "settings": settings})
+
+
+def record(name: str, row: dict[str, Any]) -> None:
+    """Append a row with date, machine and versions to `results/NAME.jsonl`."""
+    sheet = environment(example_config(), {})
+    machine = {key: sheet[key] for key in ("packages", "python", "cpu", "cores", "memory_gib", "commit")}
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"benchmark": name, "date": date.today().isoformat(), **row, "machine": machine}) + "\n")
+
+
+def _in_process(name: str, side: str) -> Figures:
+    file = RESULTS / f".{name}-{side}.json"
+    RESULTS.mkdir(exist_ok=True)
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *sys.argv], env=os.environ | {"SIDE": side, "FIGURES": str(file)}, check=True)
+    figures: Figures = json.loads(file.read_text())
+    file.unlink()
+    print(f"  {side}: {figures} ({time.perf_counter() - started:.0f} s)", flush=True)
+    return figures
+
+
+def example_config(**sections: Any) -> Config:
+    """A config for SmolLM2 on GSM8K; `sections` are merged over it."""
+    base = {
+        "run": {"name": "benchmark"},
+        "model": {"path": MODEL},
+        "data": {
+            "path": DATA,
+            "prompt_length": 320,
+            "max_length": 640,
+            "validation_fraction": 0.0,
+            "test_fraction": 0.0,
+            "shard_size": 32,
+        },
+    }
+    return resolve_config(base, sections)
+
+
+def real_prompts(config: Config, count: int) -> list[Prompt]:
+    """The first training prompts with their targets."""
+    tokenizer = load_tokenizer(config.model)
+    limited = resolve_config(config.model_dump(), {"data": {"limit": count}})
+    return [prompt for fate, prompt in iter_prompts(limited, tokenizer) if prompt is not None]
