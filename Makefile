@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml cluster/install.sh cluster/overrides-cpu.txt cluste
 	touch $@
 
 demo: install
-	$(BIN)/python jobs/demo_model.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python jobs/demo_model.py
 	$(BIN)/tpaw run jobs/demo.yaml
 
 test: install

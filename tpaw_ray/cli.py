@@ -58,7 +58,7 @@ def plan(
 def main() -> None:
     """The entry point: one clear message for what a user can mend, a traceback for what only we can."""
     try:
-        ended = app(standalone_mode=False)  # a number where a command exits early; typer makes 130 of Ctrl-C
+        ended = app(standalone_mode=False)  # a number where a command exits early; typer makes 130 of an interrupt
     except (KeyboardInterrupt, typer.Abort):
         ended = INTERRUPTED
     except Exception as error:

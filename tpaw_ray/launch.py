@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from functools import partial
 from typing import Any
 
@@ -85,6 +86,8 @@ def connect(*, verbose: bool = False) -> None:
             os.environ.setdefault(name, value)  # inherited by every process that Ray starts here
         where = {"include_dashboard": False}
     ray.init(log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR, ignore_reinit_error=True, **where)
+    # In place of Ray's own handler, which ends the process on the spot: what was started is ended first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = verbose
     if not verbose:

@@ -77,8 +77,8 @@ def processes_of(group):
     return found
 
 
-def interrupt_when(path, *arguments):
-    """Start `tpaw`, press Ctrl-C when a path exists (the terminal tells every process of it), and return how it ended."""
+def interrupt_when(path, stop, *arguments):
+    """Start `tpaw`, stop it when a path exists, and return how it ended and which processes of its session still live."""
     process = subprocess.Popen(
         [TPAW, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -89,12 +89,22 @@ def interrupt_when(path, *arguments):
     )
     while not path.exists() and process.poll() is None:
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
+    stop(process.pid)
     out, err = process.communicate(timeout=120)
     deadline = time.monotonic() + 30
     while (left := processes_of(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.5)
     return process.returncode, out, err, left
+
+
+def press_ctrl_c(pid):
+    """A terminal tells every process of it."""
+    os.killpg(pid, signal.SIGINT)
+
+
+def terminate(pid):
+    """Process managers tell the command alone."""
+    os.kill(pid, signal.SIGTERM)
 
 
 def fingerprints(folder):
@@ -111,7 +121,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def interrupted(folder):
     config = write_config(folder, "replay")
-    return interrupt_when(folder / "runs/replay/iterations/000/rollouts", "run", config, "iterations=1")
+    return interrupt_when(folder / "runs/replay/iterations/000/rollouts", press_ctrl_c, "run", config, "iterations=1")
 
 
 @pytest.fixture(scope="module")
@@ -285,9 +295,12 @@ def test_the_last_checkpoint_loads_in_transformers_and_answers(store):
     assert with_prompt[len(prompt) :] == list(answer.generated_tokens)  # vLLM said the same
 
 
-def test_fresh_opponents_with_frozen_weights_and_two_workers(folder):
+def test_fresh_opponents_with_frozen_weights_and_two_workers_terminated_in_between(folder):
     config = write_config(folder, "fresh", team={"data": "fresh"}, learner={"workers": 2, "zero_stage": 3})
-    done = tpaw("run", config, "objective.weights=frozen", "objective.reward_scale=[0.2, 0.1]")
+    command = ("run", config, "objective.weights=frozen", "objective.reward_scale=[0.2, 0.1]")
+    code, _, err, left = interrupt_when(folder / "runs/fresh/iterations/000/learner", terminate, *command)
+    assert (code, left) == (130, []), err[-3000:]
+    done = tpaw(*command)
     assert done.returncode == 0, done.stderr[-3000:]
     store = RunStore.open(str(folder / "runs"), "fresh")
     rows = rows_of_summary(store)
