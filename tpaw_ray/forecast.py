@@ -130,7 +130,10 @@ def cluster_resources() -> dict[str, float]:
         return dict(local_resources())
     import ray
 
-    ray.init(log_to_driver=False, ignore_reinit_error=True)
+    try:
+        ray.init(log_to_driver=False, ignore_reinit_error=True)
+    except Exception as error:  # Ray raises bare exceptions for a cluster it cannot reach
+        raise ResourceError(f"the cluster at {os.environ['RAY_ADDRESS']} cannot be reached: {error}") from error
     resources: dict[str, float] = ray.cluster_resources()
     ray.shutdown()
     return resources

@@ -75,7 +75,11 @@ def show(config: Config, store: RunStore, reporter: Reporter) -> None:
 
 
 def connect(*, verbose: bool = False) -> None:
-    """Connect to the cluster of `RAY_ADDRESS` (as in a Ray job), or start Ray on this machine."""
+    """Connect to the cluster of `RAY_ADDRESS` (as in a Ray job), or start Ray on this machine.
+
+    Raises:
+        ResourceError: with Ray's reason, when that fails.
+    """
     if not verbose:
         # Ray's native code writes to the terminal whatever its Python code is told.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -85,7 +89,11 @@ def connect(*, verbose: bool = False) -> None:
         for name, value in WORKER_ENVIRONMENT.items():
             os.environ.setdefault(name, value)  # inherited by every process that Ray starts here
         where = {"include_dashboard": False}
-    ray.init(log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR, ignore_reinit_error=True, **where)
+    level = logging.INFO if verbose else logging.ERROR
+    try:
+        ray.init(log_to_driver=verbose, logging_level=level, ignore_reinit_error=True, **where)
+    except Exception as error:  # Ray raises bare exceptions for a cluster it cannot reach or a node that does not come up
+        raise ResourceError(f"Ray cannot be started or reached: {error}") from error
     # In place of Ray's own handler, which ends the process on the spot: what was started is ended first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     context = ray.data.DataContext.get_current()

@@ -150,3 +150,10 @@ def test_a_config_of_an_earlier_version_counts_missing_fields_with_their_default
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(config_file.read_text())  # holds no defaults
     assert plan()[0] == 0
+
+
+def test_a_cluster_that_cannot_be_reached_is_told(plan, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
+    code, _, err = plan()
+    assert code == 6
+    assert "the cluster at nowhere cannot be reached: Invalid address format" in err
