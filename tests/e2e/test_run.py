@@ -86,6 +86,8 @@ def interrupt_when(path, stop, *arguments):
         text=True,
         env=environment(),
         start_new_session=True,
+        # Tests that run in the background ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not path.exists() and process.poll() is None:
         time.sleep(0.1)
