@@ -1,7 +1,7 @@
 """One iteration end to end against the usual script: `transformers` generates, then TRL's `DPOTrainer` trains with its reference.
 
-Ours is `tpaw run` with one player and one iteration, from the command to the end; the script has its imports, its generation and its
-training. No side evaluates. Same prompts, lengths, epochs, precision and global batch.
+Ours is `tpaw run` with one player and one iteration, from the command to the end; the script has its imports, its generation
+and its training. No side evaluates. Same prompts, lengths, epochs, precision and global batch.
 """
 
 import subprocess

@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 from functools import partial
-from typing import Any
 
 import ray
 
@@ -21,12 +20,6 @@ from tpaw_ray.runs.environment import environment
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import COLUMNS, Summary, cells_of
-
-WORKER_ENVIRONMENT = {
-    # Threads that spin while they wait starve the other processes of a machine.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 
 
 def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None:
@@ -75,7 +68,7 @@ def show(config: Config, store: RunStore, reporter: Reporter) -> None:
 
 
 def connect(*, verbose: bool = False) -> None:
-    """Connect to the cluster of `RAY_ADDRESS` (as in a Ray job), or start Ray on this machine.
+    """Connect to the cluster of `RAY_ADDRESS` (as in a Ray job) or of `ray start` on this machine; otherwise start Ray here.
 
     Raises:
         ResourceError: with Ray's reason, when that fails.
@@ -83,15 +76,11 @@ def connect(*, verbose: bool = False) -> None:
     if not verbose:
         # Ray's native code writes to the terminal whatever its Python code is told.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if os.environ.get("RAY_ADDRESS"):
-        where: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENVIRONMENT}}
-    else:
-        for name, value in WORKER_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)  # inherited by every process that Ray starts here
-        where = {"include_dashboard": False}
+    # Ray warns of a coming change in what tasks without a GPU see; this is how it will be.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     level = logging.INFO if verbose else logging.ERROR
     try:
-        ray.init(log_to_driver=verbose, logging_level=level, ignore_reinit_error=True, **where)
+        ray.init(log_to_driver=verbose, logging_level=level, ignore_reinit_error=True, include_dashboard=False)
     except Exception as error:  # Ray raises bare exceptions for a cluster it cannot reach or a node that does not come up
         raise ResourceError(f"Ray cannot be started or reached: {error}") from error
     # In place of Ray's own handler, which ends the process on the spot: what was started is ended first.

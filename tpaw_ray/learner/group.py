@@ -137,6 +137,8 @@ def train_loop(settings: dict[str, Any]) -> None:
 
     config: Config = settings["config"]
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.learner.gpus else "cpu")
+    # Threads that spin while they wait starve the other processes of a machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("LOCAL_SIZE", str(ray.train.get_context().get_local_world_size()))
 
     from tpaw_ray.learner.worker import work

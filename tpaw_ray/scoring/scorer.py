@@ -78,6 +78,8 @@ class Scorer:
 
     def __init__(self, config: Config, store: RunStore) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu" if not config.scoring.gpus else "cuda")
+        # Threads that spin while they wait starve the other processes of a machine.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
         torch.set_num_threads(config.scoring.threads or os.cpu_count() or 1)
