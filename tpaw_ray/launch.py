@@ -20,6 +20,7 @@ from tpaw_ray.runs.environment import environment
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import COLUMNS, Summary, cells_of
+from tpaw_ray.scoring.pool import ScorerPool
 
 
 def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None:
@@ -48,7 +49,9 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
         store.write_bytes(store.path("config.yaml"), dump_config(config).encode())
         store.write_json(store.path("environment.json"), environment(config, ray.cluster_resources()))
         with reporter:
-            SelfPlay(config, store, start.tokenizer, roster, partial(Learner, config, store), reporter).run()
+            SelfPlay(
+                config, store, start.tokenizer, roster, ScorerPool(config, store), partial(Learner, config, store), reporter
+            ).run()
     finally:
         roster.retire_all()
         ray.shutdown()

@@ -26,7 +26,8 @@ from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import Summary
 from tpaw_ray.schema import Answer, Generation, Prompt, Score
-from tpaw_ray.scoring.scorer import generation_shards, score, target_shards
+from tpaw_ray.scoring.pool import ScorerPool
+from tpaw_ray.scoring.shards import generation_shards, target_shards
 
 
 class SelfPlay:
@@ -38,6 +39,7 @@ class SelfPlay:
         store: RunStore,
         tokenizer: PreTrainedTokenizerBase,
         roster: Roster,
+        scorers: ScorerPool,
         start_learner: Callable[[], Learner],
         reporter: Reporter,
     ) -> None:
@@ -45,6 +47,7 @@ class SelfPlay:
         self.store = store
         self.tokenizer = tokenizer
         self.roster = roster
+        self.scorers = scorers
         self.start_learner = start_learner
         self.reporter = reporter
         self.metrics = MetricsLog(store)
@@ -130,7 +133,7 @@ class SelfPlay:
                     shards += generation_shards(self.store, player, self.store.rollout(rollout), scores)
         total = sum(self.store.num_rows(shard.prompts) for shard in shards)
         with self.reporter.stage(f"[{iteration}] score", total) as advance:
-            score(self.config, self.store, shards, advance)
+            self.scorers.score(shards, advance)
         self.store.commit(output, sequences=total, seconds=time.perf_counter() - started)
 
     def pair(self, iteration: int) -> None:
@@ -272,7 +275,7 @@ class SelfPlay:
         shards = target_shards(self.store, checkpoint, self.config.evaluation.split, output)
         total = sum(self.store.num_rows(shard.prompts) for shard in shards)
         with self.reporter.stage(f"    score {checkpoint:03d}", total) as advance:
-            score(self.config, self.store, shards, advance)
+            self.scorers.score(shards, advance)
         logps = [row.logp for path in self.store.files(output) for row in self.store.read_rows(path, Score)]
         return logps[: self.num_heldout()]
 

@@ -18,7 +18,7 @@ _HEAD_CHUNK = 512
 RUNTIME_BYTES = 2 * GIB
 """What torch, vLLM or DeepSpeed take by themselves in a process (2.7 GB were measured for vLLM with a 135 M model)."""
 ASKING_CPUS = 0.05
-"""CPUs Ray sets aside for a task that asks an opponent: asking is waiting."""
+"""CPUs Ray sets aside for a task that asks an opponent or a scorer: asking is waiting."""
 ASKERS_PER_ENGINE = 2
 """Shards under way at once for each engine, so that it never runs dry at the end of one."""
 PAIRING_CPUS = 0.5
@@ -135,15 +135,18 @@ def run_bytes(size: ModelSize, config: Config, num_prompts: int) -> int:
 def demand(config: Config) -> dict[str, float]:
     """Ray resources that must exist at the same time.
 
-    Engines and the learner group keep theirs from iteration to iteration. Beside them stand, while a checkpoint is
-    evaluated, one scorer at least and the tasks that ask its engines, and at another time one pairing task at least.
+    Engines, scorers and the learner group keep theirs from iteration to iteration. Beside them stand, while a checkpoint is
+    evaluated, the tasks that ask its engines, and at another time one pairing task at least.
     """
     opponents, learner, scoring = config.opponents, config.learner, config.scoring
     engines = opponents.replicas * (config.window if config.team.data == "fresh" else 1)
-    asking = ASKERS_PER_ENGINE * opponents.replicas * ASKING_CPUS
+    asking = (ASKERS_PER_ENGINE * opponents.replicas + 1) * ASKING_CPUS
     return {
-        "CPU": engines * opponents.cpus + learner.workers * learner.cpus + max(scoring.cpus + asking, PAIRING_CPUS),
-        "GPU": engines * opponents.engine_gpus + learner.workers * learner.gpus + scoring.gpus,
+        "CPU": engines * opponents.cpus
+        + learner.workers * learner.cpus
+        + scoring.workers * scoring.cpus
+        + max(asking, PAIRING_CPUS),
+        "GPU": engines * opponents.engine_gpus + learner.workers * learner.gpus + scoring.workers * scoring.gpus,
     }
 
 

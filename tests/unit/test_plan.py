@@ -80,7 +80,7 @@ def test_demand_counts_an_opponent_a_learner_group_and_a_scorer():
         learner={"workers": 8, "gpus": 1, "cpus": 2},
         scoring={"gpus": 0.5, "cpus": 1},
     )
-    assert demand(config) == {"CPU": 2 * 1 + 8 * 2 + 1 + 4 * 0.05, "GPU": 2 * 4 + 8 + 0.5}
+    assert demand(config) == {"CPU": 2 * 1 + 8 * 2 + 1 + 0.5, "GPU": 2 * 4 + 8 + 0.5}
     fresh = config_of(
         team={"data": "fresh", "size": 3}, opponents={"gpus": 1, "cpus": 0}, learner={"cpus": 0}, scoring={"cpus": 0}
     )

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
 from tpaw_ray.algorithm.start import start_weights
 from tpaw_ray.algorithm.team import Rollout
+from tpaw_ray.data.stage import for_each_shard
 from tpaw_ray.plan import PAIRING_CPUS
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Pair, Prompt, Score
@@ -31,13 +30,14 @@ class PairRecipe:
 def pair(store: RunStore, recipe: PairRecipe, advance: Callable[[int], None]) -> int:
     """Write the pairs of an iteration, one file a shard; finished files are kept. Returns the number of pairs in all files."""
     names = [path.rsplit("/", 1)[1] for path in store.files(store.prompts("train"))]
-    shards = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-    paired = shards.map(_PairShard(store, recipe), num_cpus=PAIRING_CPUS)
-    total = 0
-    for row in paired.iter_rows():
-        total += row["pairs"]
-        advance(row["pairs"])
-    return total
+    return for_each_shard(
+        [{"name": name} for name in names],
+        _PairShard(store, recipe),
+        name="pair",
+        cpus=PAIRING_CPUS,
+        concurrency=None,
+        advance=advance,
+    )
 
 
 class _PairShard:
@@ -46,16 +46,13 @@ class _PairShard:
     def __init__(self, store: RunStore, recipe: PairRecipe) -> None:
         self.store, self.recipe = store, recipe
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, int]:
+    def __call__(self, row: dict[str, Any]) -> int:
         output = f"{self.store.pairs(self.recipe.iteration)}/{row['name']}"
         if self.store.exists(output):
-            return {"pairs": self.store.read_table(output).num_rows}
+            return self.store.num_rows(output)
         pairs = pairs_of_shard(self.store, self.recipe, row["name"])
         self.store.write_rows(output, pairs, Pair)
-        return {"pairs": len(pairs)}
-
-    # Ray Data asks a plain callable for the name it shows.
-    __name__ = "pair"
+        return len(pairs)
 
 
 def pairs_of_shard(store: RunStore, recipe: PairRecipe, name: str) -> list[Pair]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray.actor import ActorHandle
 
+from tpaw_ray.data.stage import for_each_shard
 from tpaw_ray.opponents.messages import Request, Sampling
 from tpaw_ray.opponents.roster import ask
 from tpaw_ray.opponents.seeds import request_seed
@@ -38,28 +38,23 @@ def generate(store: RunStore, questions: Questions, opponents: Sequence[ActorHan
     missing = _missing(store, questions)
     if not missing:
         return 0
-    shards = ray.data.from_items(missing, override_num_blocks=len(missing))
-    answered = shards.map(
+    return for_each_shard(
+        missing,
         _GenerateShard(store, questions, list(opponents)),
-        num_cpus=ASKING_CPUS,
+        name="generate",
+        cpus=ASKING_CPUS,
         concurrency=min(len(missing), ASKERS_PER_ENGINE * len(opponents)),
+        advance=advance,
     )
-    done = 0
-    for row in answered.iter_rows():
-        done += row["sequences"]
-        advance(row["sequences"])
-    return done
 
 
 class _GenerateShard:
     """One shard's questions, as Ray Data carries them to a worker; the worker waits while the engines work."""
 
-    __name__ = "generate"
-
     def __init__(self, store: RunStore, questions: Questions, opponents: list[ActorHandle]) -> None:
         self.store, self.questions, self.opponents = store, questions, opponents
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, int]:
+    def __call__(self, row: dict[str, Any]) -> int:
         asked = self.questions
         prompts = self.store.read_rows(row["prompts"], Prompt)[: row["take"]]
         requests = [
@@ -82,7 +77,7 @@ class _GenerateShard:
             for response in responses
         ]
         self.store.write_rows(row["output"], generations, Generation)
-        return {"sequences": len(generations)}
+        return len(generations)
 
 
 def _missing(store: RunStore, questions: Questions) -> list[dict[str, Any]]:

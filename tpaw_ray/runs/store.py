@@ -145,9 +145,12 @@ class RunStore:
             raise RunError(f"{path}: cannot be read as Parquet ({error}); remove its folder to have it made again") from error
 
     def num_rows(self, path: str) -> int:
-        """Rows of a Parquet file, from its footer."""
-        with self.filesystem.open_input_file(path) as source:
-            return int(pq.ParquetFile(source).metadata.num_rows)
+        """Rows of a Parquet file, from its footer. Raises `RunError` naming the file when it cannot be read."""
+        try:
+            with self.filesystem.open_input_file(path) as source:
+                return int(pq.ParquetFile(source).metadata.num_rows)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise RunError(f"{path}: cannot be read as Parquet ({error}); remove its folder to have it made again") from error
 
     def files(self, directory: str) -> list[str]:
         """Finished files of a stage's folder, sorted, without its marker. An absent folder has none."""

@@ -1,0 +1,111 @@
+"""Scorers on real Ray: their numbers against a naive forward pass, and what they leave alone."""
+
+import os
+import random
+import shutil
+
+import pytest
+import torch
+
+from tpaw_ray.config import resolve_config
+from tpaw_ray.errors import CheckpointError
+from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Generation, Prompt, Score
+from tpaw_ray.scoring.pool import ScorerPool
+from tpaw_ray.scoring.shards import generation_shards, target_shards
+
+END = 5
+
+
+def ids(numbers, low, high):
+    return [numbers.randrange(6, 70) for _ in range(numbers.randint(low, high))]
+
+
+@pytest.fixture
+def store(tmp_path, tiny_model):
+    """Three shards of prompts with targets and a rollout, and a checkpoint."""
+    store, numbers = RunStore.open(str(tmp_path), "run"), random.Random(0)
+    shutil.copytree(tiny_model, store.checkpoint(0))
+    for shard in range(3):
+        prompts = [
+            Prompt(
+                prompt_id=f"{shard}-{row}",
+                row=row,
+                prompt_tokens=ids(numbers, 2, 9),
+                target_tokens=[*ids(numbers, 1, 9), END],
+                reference_answer=None,
+            )
+            for row in range(5)
+        ]
+        said = [
+            Generation(
+                prompt_id=prompt.prompt_id,
+                iteration=0,
+                opponent=0,
+                generated_tokens=[*ids(numbers, 0, 9), END],
+                finish_reason="stop",
+            )
+            for prompt in reversed(prompts)  # an order of their own: rows are joined by id
+        ]
+        store.write_rows(store.shard(store.prompts("train"), shard), prompts, Prompt)
+        store.write_rows(store.shard(store.path("rollout"), shard), said, Generation)
+    return store
+
+
+@pytest.fixture
+def pool(ray_session, store):
+    config = resolve_config(
+        {
+            "run": {"name": "run", "root": os.path.dirname(store.root)},
+            "model": {"path": "-"},
+            "data": {"path": "-"},
+            "learner": {"precision": "fp32"},
+            "scoring": {"workers": 2, "threads": 1, "batch_tokens": 64},
+        }
+    )
+    pool = ScorerPool(config, store)
+    yield pool
+    pool.close()
+
+
+def naive(model, prompt, response):
+    logps = model(torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
+    return sum(logps[len(prompt) + i - 1, token].item() for i, token in enumerate(response))
+
+
+def rows(store, directory, kind):
+    return [row for path in store.files(directory) for row in store.read_rows(path, kind)]
+
+
+def test_scores_equal_a_naive_forward_pass_and_are_made_once(pool, store, tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    advanced = []
+    work = target_shards(store, 0, "train", store.path("targets"))
+    work += generation_shards(store, 0, store.path("rollout"), store.path("generated"))
+    assert pool.score(work, advanced.append) == 30
+    assert sorted(advanced) == [5] * 6
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    prompts = {row.prompt_id: row for row in rows(store, store.prompts("train"), Prompt)}
+    said = {row.prompt_id: row.generated_tokens for row in rows(store, store.path("rollout"), Generation)}
+    with torch.no_grad():
+        for score in rows(store, store.path("targets"), Score):
+            prompt = prompts[score.response_id]
+            assert score.logp == pytest.approx(naive(model, prompt.prompt_tokens, prompt.target_tokens), abs=1e-3)
+            assert score.player == 0
+        for score in rows(store, store.path("generated"), Score):
+            prompt = prompts[score.response_id]
+            assert score.logp == pytest.approx(naive(model, prompt.prompt_tokens, said[score.response_id]), abs=1e-3)
+    assert len(rows(store, store.path("generated"), Score)) == 15
+    # One finished shard is lost: it alone is made again, with the same numbers.
+    lost = store.shard(store.path("targets"), 1)
+    before = store.read_rows(lost, Score)
+    os.remove(lost)
+    assert pool.score(work, advanced.append) == 5
+    assert store.read_rows(lost, Score) == before
+    assert pool.score(work, advanced.append) == 0
+
+
+def test_a_player_that_cannot_be_loaded_is_named(pool, store):
+    with pytest.raises(CheckpointError, match=r"checkpoints/007: no config\.json"):
+        pool.score(target_shards(store, 7, "train", store.path("targets")), lambda count: None)

@@ -1,0 +1,78 @@
+"""The Ray Data stage that has scorers work through shards. The scorers live as long as the run: they import torch once."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import ray
+
+from tpaw_ray.config import Config
+from tpaw_ray.data.stage import for_each_shard
+from tpaw_ray.errors import RunError
+from tpaw_ray.plan import ASKING_CPUS
+from tpaw_ray.runs.store import RunStore
+from tpaw_ray.scoring.scorer import Scorer
+from tpaw_ray.scoring.shards import ScoreShard
+
+MAX_RESTARTS = 3
+"""How often Ray replaces a scorer's process that ended unasked; what it worked on is asked again."""
+
+
+class ScorerPool:
+    """The scorers of a run, started at once. A shard whose file exists was finished earlier and is not done again.
+
+    Example: `ScorerPool(config, store).score(target_shards(store, 0, "train", store.target_scores(0)), advance)`.
+    """
+
+    def __init__(self, config: Config, store: RunStore) -> None:
+        self.store = store
+        actor: Any = ray.remote(Scorer).options(
+            num_cpus=config.scoring.cpus,
+            num_gpus=config.scoring.gpus,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
+        )
+        self.scorers = [actor.remote(config, store) for _ in range(config.scoring.workers)]
+
+    def score(self, shards: Iterable[ScoreShard], advance: Callable[[int], None]) -> int:
+        """Score what is not scored yet; calls `advance(sequences)` as shards finish. Returns the sequences scored now.
+
+        Raises:
+            CheckpointError: when a player's model cannot be loaded or used.
+            RunError: when a table cannot be read, or a scorer is gone for good.
+        """
+        missing = [asdict(shard) for shard in shards if not self.store.exists(shard.output)]
+        if not missing:
+            return 0
+        done = for_each_shard(
+            [{"index": index, **shard} for index, shard in enumerate(missing)],
+            _AskScorer(self.scorers),
+            name="score",
+            cpus=ASKING_CPUS,
+            concurrency=min(len(missing), 2 * len(self.scorers)),
+            advance=advance,
+        )
+        ray.get([scorer.rest.remote() for scorer in self.scorers])
+        return done
+
+    def close(self) -> None:
+        """End the scorers."""
+        for scorer in self.scorers:
+            ray.kill(scorer)
+
+
+class _AskScorer:
+    """One shard's work, as Ray Data carries it to a task, which waits while a scorer computes."""
+
+    def __init__(self, scorers: Sequence[Any]) -> None:
+        self.scorers = list(scorers)
+
+    def __call__(self, row: dict[str, Any]) -> int:
+        shard = ScoreShard(**{key: value for key, value in row.items() if key != "index"})
+        scorer = self.scorers[row["index"] % len(self.scorers)]
+        try:
+            return int(ray.get(scorer.score.remote(shard)))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayActorError as error:
+            raise RunError(f"a scorer is gone for good, after up to {MAX_RESTARTS} restarts: {error}") from error
