@@ -156,20 +156,9 @@ class SelfPlay:
         self.store.commit(output, pairs=pairs, seconds=time.perf_counter() - started)
 
     def update(self, iteration: int) -> None:
-        """The learner makes `θ_{t+1}`."""
-        if self.store.is_committed(self.store.checkpoint(iteration + 1)):
-            return
-        if self.learner is None:
-            raise RuntimeError("no learner although an update is open")
-        self.metrics.restart(iteration)
-        pairs = self.store.counts(self.store.pairs(iteration))["pairs"]
-        with self.reporter.stage(f"[{iteration}] update", pairs * self.config.learner.epochs) as advance:
-
-            def on_rows(rows: list[StepMetrics]) -> None:
-                self.metrics.append(rows)
-                advance(sum(row.triplets for row in rows))
-
-            self.learner.update(iteration, on_rows)
+        """The learner makes `θ_{t+1}`. Its own record of the steps replaces what a killed driver may have missed."""
+        if not self.store.is_committed(self.store.checkpoint(iteration + 1)):
+            self.learn(iteration)
         self.metrics.settle(iteration)
 
     def evaluate(self, checkpoint: int) -> None:
@@ -237,6 +226,20 @@ class SelfPlay:
                 self.roster.retire(checkpoint)
         if not self.store.is_committed(self.store.evaluation(iteration + 1)):
             self.host(iteration + 1)
+
+    def learn(self, iteration: int) -> None:
+        """Order the update, and hand on its metrics as they come."""
+        if self.learner is None:
+            raise RuntimeError("no learner although an update is open")
+        self.metrics.restart(iteration)
+        pairs = self.store.counts(self.store.pairs(iteration))["pairs"]
+        with self.reporter.stage(f"[{iteration}] update", pairs * self.config.learner.epochs) as advance:
+
+            def on_rows(rows: list[StepMetrics]) -> None:
+                self.metrics.append(rows)
+                advance(sum(row.triplets for row in rows))
+
+            self.learner.update(iteration, on_rows)
 
     def answer(self, checkpoint: int) -> list[Answer]:
         """Greedy answers to the held-out prompts, judged."""

@@ -1,0 +1,53 @@
+"""What the loop decides without any actor."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.test_schema_and_store import STEP
+from tpaw_ray.config import resolve_config
+from tpaw_ray.loop import SelfPlay
+from tpaw_ray.runs.metrics import MetricsLog
+from tpaw_ray.runs.progress import Reporter
+from tpaw_ray.runs.store import RunStore
+
+
+@pytest.fixture
+def play(tmp_path):
+    """A run of three iterations that has no actors: none of these tests may need one."""
+    config = resolve_config(
+        {"run": {"name": "t", "root": str(tmp_path)}, "model": {"path": "m"}, "data": {"path": "d"}, "iterations": 3}
+    )
+    store = RunStore.open(str(tmp_path), "t")
+    return SelfPlay(config, store, None, None, None, None, Reporter())
+
+
+def test_an_update_that_was_finished_by_a_killed_driver_still_gets_its_metrics(play):
+    rows = [replace(STEP, iteration=1, step=step) for step in range(3)]
+    MetricsLog(play.store).write_update(1, rows)
+    play.store.commit(play.store.checkpoint(2))
+    play.metrics.append([replace(STEP, iteration=0), rows[0]])  # as far as the driver came
+    play.update(1)
+    found = [json.loads(line) for line in play.store.read_bytes(play.store.path("metrics.jsonl")).decode().splitlines()]
+    assert [(row["iteration"], row["step"]) for row in found] == [(0, 0), (1, 0), (1, 1), (1, 2)]
+
+
+def test_the_first_open_iteration_is_the_first_without_a_marker(play):
+    assert play.first_open_iteration() == 0
+    play.store.commit(play.store.iteration(0))
+    assert play.first_open_iteration() == 1
+    play.store.commit(play.store.iteration(1))
+    play.store.commit(play.store.iteration(2))
+    assert play.first_open_iteration() == 3
+
+
+def test_stages_that_are_committed_need_no_actor(play):
+    for directory in (play.store.path("iterations/000/rollouts/opponent-000"), play.store.path("iterations/000/scores")):
+        play.store.commit(directory)
+    play.store.commit(play.store.pairs(0), pairs=0)
+    play.store.commit(play.store.evaluation(0))
+    play.generate(0, play.rollouts_at(0)[0])
+    play.score(0)
+    play.pair(0)
+    play.evaluate(0)
