@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from side_by_side import Figures, Sides, run
+from sides import Figures, Sides, run
 
 GLOBAL_BATCH = 8
 NEW_TOKENS = 192
@@ -49,7 +49,7 @@ def theirs(settings: dict[str, Any]) -> Figures:
     started = time.perf_counter()
     import torch
     from datasets import Dataset
-    from side_by_side import example_config, real_prompts
+    from sides import example_config, real_prompts
     from transformers import AutoModelForCausalLM
     from trl import DPOConfig, DPOTrainer
 

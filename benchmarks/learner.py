@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from side_by_side import Figures, Sides, example_config, real_prompts, run
+from sides import Figures, Sides, example_config, real_prompts, run
 
 GLOBAL_BATCH = 8
 LEARNING_RATE = 5e-7

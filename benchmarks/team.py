@@ -12,7 +12,7 @@ import time
 from typing import Annotated, Any
 
 import typer
-from side_by_side import Figures, Sides, example_config, real_prompts, run
+from sides import Figures, Sides, example_config, real_prompts, run
 
 from tpaw_ray.config import Config
 from tpaw_ray.schema import Prompt

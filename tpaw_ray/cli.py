@@ -45,14 +45,23 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print the resolved config as well.")] = False,
+    tflops: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="With --bandwidth: estimate hours, for a device that achieves this many TFLOP/s."),
+    ] = None,
+    bandwidth: Annotated[float | None, typer.Option(min=1e-6, help="Memory bandwidth a device achieves, in GB/s.")] = None,
 ) -> None:
     """Check everything that can be checked without starting, and print the work ahead."""
+    if (tflops is None) != (bandwidth is None):
+        raise typer.BadParameter("--tflops and --bandwidth go together")
     resolved = load_config(config, overrides or [])
     if show_config:
         print(dump_config(resolved))
+    from tpaw_ray.cost import Device
     from tpaw_ray.forecast import forecast, show
 
-    show(forecast(resolved), resolved, Console(highlight=False))
+    device = Device(flops_per_s=tflops * 1e12, bytes_per_s=bandwidth * 1e9) if tflops and bandwidth else None
+    show(forecast(resolved), resolved, Console(highlight=False), device)
 
 
 def main() -> None:

@@ -43,8 +43,9 @@ class ModelConfig(Section):
     """The SFT model `θ_0`: a Hugging Face directory, or a hub name where a hub can be reached."""
     chat_template: str | None = None
     """A Jinja chat template, a file that holds one, or `plain` for base models; by default the tokenizer's own."""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention of scorer and learner; `auto` takes FlashAttention-2 on a GPU that has it, otherwise SDPA."""
+    attention: Literal["auto", "varlen", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """Attention of scorer and learner. `flash_attention_2` and `varlen` (torch's own, on any device) run without padding; `auto`
+    takes the first where GPU and package are there, otherwise the second; `sdpa` and `eager` pad to the longest sequence."""
     trust_remote_code: bool = False
     """Let the model directory's own Python code run."""
 
@@ -160,7 +161,7 @@ class ScoringConfig(Section):
     threads: Count | None = None
     """CPU threads of a scorer; by default all cores of its machine."""
     batch_tokens: Count = 16384
-    """Tokens in a forward pass, padding included."""
+    """Tokens in a forward pass, with the padding where `model.attention` needs it."""
 
 
 class LearnerConfig(Section):
@@ -195,7 +196,7 @@ class LearnerConfig(Section):
     global_batch: Count = 64
     """Triplets in a step, over all workers and micro-batches."""
     micro_batch_tokens: Count = 8192
-    """Tokens in a micro-batch of one worker, padding included; one triplet always fits."""
+    """Tokens in a micro-batch of one worker, with the padding where `model.attention` needs it; one triplet always fits."""
     max_restarts: Annotated[int, Field(ge=0)] = 2
     """How often the worker group is started again after a worker died."""
 

@@ -1,6 +1,7 @@
 """What can be known of a run without starting it: `tpaw plan`, and the checks every start begins with."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tpaw_ray.config import Config
+from tpaw_ray.cost import Cost, Device, Lengths, Stage, iteration_cost, iteration_seconds, stage_devices
 from tpaw_ray.data.prompts import PromptSurvey, survey_prompts
 from tpaw_ray.data.template import end_tokens, load_tokenizer
 from tpaw_ray.errors import CheckpointError, ResourceError, RunError
@@ -55,6 +57,8 @@ class Forecast:
     start: Start
     survey: PromptSurvey
     iterations: tuple[IterationPlan, ...]
+    costs: tuple[Mapping[Stage, Cost], ...]
+    """By iteration and stage; responses are taken to be as long as the targets, up to `sampling.max_new_tokens`."""
     opponent_bytes: int
     scorer_bytes: int
     learner_bytes: int
@@ -107,11 +111,13 @@ def forecast(config: Config) -> Forecast:
     if missing := unmet(needed, cluster):
         raise ResourceError(missing)
     survey = survey_prompts(config, start.tokenizer)
+    iterations = tuple(plan_iteration(config, iteration, survey.counts.train) for iteration in range(config.iterations))
     found = Forecast(
         state=_state(config, store),
         start=start,
         survey=survey,
-        iterations=tuple(plan_iteration(config, iteration, survey.counts.train) for iteration in range(config.iterations)),
+        iterations=iterations,
+        costs=tuple(_cost(config, start.size, survey, plan) for plan in iterations),
         opponent_bytes=opponent_bytes(start.size, config),
         scorer_bytes=scorer_bytes(start.size, config),
         learner_bytes=learner_bytes(start.size, config.learner),
@@ -139,8 +145,22 @@ def cluster_resources() -> dict[str, float]:
     return resources
 
 
-def show(found: Forecast, config: Config, console: Console) -> None:
-    """Print a forecast as a person reads it."""
+def _cost(config: Config, size: ModelSize, survey: PromptSurvey, plan: IterationPlan) -> Mapping[Stage, Cost]:
+    lengths = Lengths(
+        prompt=survey.mean_prompt_tokens,
+        target=survey.mean_target_tokens,
+        generated=min(survey.mean_target_tokens, config.sampling.max_new_tokens),
+    )
+    return iteration_cost(config, size, lengths, plan, prompts=survey.counts.train, heldout=_answered(config, survey))
+
+
+def _answered(config: Config, survey: PromptSurvey) -> int:
+    heldout: int = getattr(survey.counts, config.evaluation.split)
+    return min(heldout, config.evaluation.limit or heldout)
+
+
+def show(found: Forecast, config: Config, console: Console, device: Device | None = None) -> None:
+    """Print a forecast as a person reads it, with hours where it is said what a device achieves."""
     counts, survey, size = found.survey.counts, found.survey, found.start.size
     facts = {
         "run": found.state,
@@ -167,11 +187,31 @@ def show(found: Forecast, config: Config, console: Console) -> None:
         cells = (plan.iteration, plan.players, plan.generate, plan.score, plan.triplets, plan.update, plan.steps)
         table.add_row(*map(str, cells))
     console.print(table)
-    evaluated = getattr(counts, config.evaluation.split)
-    answered = min(evaluated, config.evaluation.limit or evaluated)
+    console.print(_cost_table(found, config, device))
+    if device:
+        hours = sum(iteration_seconds(config, costs, device) for costs in found.costs) / 3600
+        console.print(f"computed, with scoring beside generation: {_number(hours)} hours, start-up aside", soft_wrap=True)
+    answered = _answered(config, survey)
     console.print(f"every checkpoint answers {answered} held-out prompts ({config.evaluation.split})", soft_wrap=True)
     for warning in found.warnings:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+
+
+def _cost_table(found: Forecast, config: Config, device: Device | None) -> Table:
+    table = Table(title="the same, as if responses were as long as targets")
+    columns = ("stage", "sequences", "tokens", "TFLOP", "GB moved", "devices")
+    for column in (*columns, *(["hours"] if device else [])):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, devices in stage_devices(config).items():
+        cost = sum((costs[stage] for costs in found.costs[1:]), found.costs[0][stage])
+        figures = [cost.sequences, cost.tokens, cost.flops / 1e12, cost.bytes / 1e9, devices]
+        hours = [device.seconds(cost, devices) / 3600] if device else []
+        table.add_row(stage, *map(_number, [*figures, *hours]))
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def _context(size: ModelSize) -> str:

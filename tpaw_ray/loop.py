@@ -6,7 +6,6 @@ is skipped. So a run and its continuation are the same call.
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 from transformers import PreTrainedTokenizerBase
@@ -27,7 +26,8 @@ from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import Summary
 from tpaw_ray.schema import Answer, Generation, Prompt, Score
 from tpaw_ray.scoring.pool import ScorerPool
-from tpaw_ray.scoring.shards import generation_shards, target_shards
+from tpaw_ray.scoring.shards import num_tokens, shards_to_score, target_shards
+from tpaw_ray.side_by_side import side_by_side
 
 
 class SelfPlay:
@@ -68,13 +68,11 @@ class SelfPlay:
 
     def play(self, iteration: int) -> None:
         """One iteration of the paper: `θ_t` generates, the team scores, the live policy learns from the pairs."""
-        self.gather_opponents(iteration)
-        for rollout in self.rollouts_at(iteration):
-            self.generate(iteration, rollout)
-        self.release(iteration)
-        self.score(iteration)
+        # Scorers work on what is there, then on each shard of the new rollouts as it comes.
+        side_by_side(lambda: self.generate(iteration), lambda: self.score(iteration), stop=self.dismiss)
         self.pair(iteration)
-        self.update(iteration)
+        # Opponents of the coming iteration that exist already speak while the learner trains.
+        side_by_side(lambda: self.update(iteration), lambda: self.generate_ahead(iteration + 1), stop=self.dismiss)
         self.evaluate(iteration + 1)
         self.commit(iteration)
 
@@ -89,11 +87,27 @@ class SelfPlay:
             f"({counts.too_long} too long, {counts.duplicates} duplicates, {counts.leaked} also held out)"
         )
 
-    def generate(self, iteration: int, rollout: Rollout) -> None:
-        """The opponent of a rollout answers every training prompt, unless it did so in an earlier iteration."""
-        output = self.store.rollout(rollout)
-        if self.store.is_committed(output):
+    def generate(self, iteration: int) -> None:
+        """The opponents answer every training prompt, unless they did so in an earlier iteration."""
+        missing = [rollout for rollout in self.rollouts_at(iteration) if not self.store.is_committed(self.store.rollout(rollout))]
+        for rollout in missing:
+            self.host(rollout.opponent)  # all at once
+        for rollout in missing:
+            self.speak(iteration, rollout)
+        self.release(iteration)
+
+    def generate_ahead(self, iteration: int) -> None:
+        """Those opponents of an iteration to come speak whose checkpoint is there: with fresh rollouts, all but the newest."""
+        if iteration == self.config.iterations:
             return
+        for rollout in self.rollouts_at(iteration):
+            if rollout.opponent < iteration and not self.store.is_committed(self.store.rollout(rollout)):
+                self.host(rollout.opponent)
+                self.speak(iteration, rollout)
+
+    def speak(self, iteration: int, rollout: Rollout) -> None:
+        """One opponent answers every training prompt."""
+        output = self.store.rollout(rollout)
         self.roster.wait_ready(rollout.opponent)
         started = time.perf_counter()
         sampling = self.config.sampling
@@ -115,26 +129,24 @@ class SelfPlay:
                 self.roster.opponents(rollout.opponent),
                 advance,
             )
-        self.store.commit(output, sequences=total, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        tokens = sum(self.store.num_tokens(path, "prompt_tokens") for path in self.store.files(self.store.prompts("train")))
+        tokens += sum(self.store.num_tokens(path, "generated_tokens") for path in self.store.files(output))
+        self.store.commit(output, sequences=total, tokens=tokens, seconds=seconds)
 
     def score(self, iteration: int) -> None:
-        """Every player scores the targets and the rollouts it has not scored in an earlier iteration."""
+        """Every player scores the targets and the rollouts it has not scored in an earlier iteration, as they come."""
         output = f"{self.store.iteration(iteration)}/scores"
         if self.store.is_committed(output):
             return
         started = time.perf_counter()
-        shards = []
-        for player in team_at(iteration, self.config.team.size):
-            if not self._scored_earlier(self.store.target_scores(player), iteration):
-                shards += target_shards(self.store, player, "train", self.store.target_scores(player))
-            for rollout in self.rollouts_at(iteration):
-                scores = self.store.rollout_scores(player, rollout)
-                if not self._scored_earlier(scores, iteration):
-                    shards += generation_shards(self.store, player, self.store.rollout(rollout), scores)
-        total = sum(self.store.num_rows(shard.prompts) for shard in shards)
+        players = team_at(iteration, self.config.team.size)
+        shards = shards_to_score(self.store, self.config, iteration, players, self.rollouts_at(iteration))
+        total = sum(shard.take for shard in shards)
         with self.reporter.stage(f"[{iteration}] score", total) as advance:
             self.scorers.score(shards, advance)
-        self.store.commit(output, sequences=total, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self.store.commit(output, sequences=total, tokens=num_tokens(shards, self.store), seconds=seconds)
 
     def pair(self, iteration: int) -> None:
         """Join prompts, rollouts and scores into triplets with the weights at the start of the update."""
@@ -168,18 +180,19 @@ class SelfPlay:
             return
         started = time.perf_counter()
         if not self.num_heldout():
-            self.store.commit(output, sequences=0, seconds=0.0, accuracy=None, target_logp=None)
+            self.store.commit(output, sequences=0, tokens=0, seconds=0.0, waited=0.0, accuracy=None, target_logp=None)
             return
-        with ThreadPoolExecutor(2) as side_by_side:
-            answering = side_by_side.submit(self.answer, checkpoint)
-            scoring = side_by_side.submit(self.score_heldout, checkpoint)
-            answers, logps = answering.result(), scoring.result()
+        (answers, answered_tokens, waited), (logps, scored_tokens) = side_by_side(
+            lambda: self.answer(checkpoint), lambda: self.score_heldout(checkpoint), stop=self.dismiss
+        )
         self.store.write_rows(self.store.shard(f"{output}/answers", 0), answers, Answer)
         found = verdict(answers)
         self.store.commit(
             output,
-            sequences=2 * found.answers,
+            sequences=found.answers + len(logps),
+            tokens=answered_tokens + scored_tokens,
             seconds=time.perf_counter() - started,
+            waited=waited,
             accuracy=found.accuracy,
             judged=found.judged,
             target_logp=sum(logps) / len(logps),
@@ -212,12 +225,6 @@ class SelfPlay:
         path = self.store.checkpoint(checkpoint)
         self.roster.host(checkpoint, path, f"{path}/committed.json")
 
-    def gather_opponents(self, iteration: int) -> None:
-        """Start every opponent that still has to speak in this iteration, all at once."""
-        for rollout in self.rollouts_at(iteration):
-            if not self.store.is_committed(self.store.rollout(rollout)):
-                self.host(rollout.opponent)
-
     def release(self, iteration: int) -> None:
         """Retire opponents that have nothing more to say, and warm up the coming checkpoint's."""
         speaking = team_at(iteration + 1, self.config.window) if self.config.team.data == "fresh" else (iteration + 1,)
@@ -226,6 +233,13 @@ class SelfPlay:
                 self.roster.retire(checkpoint)
         if not self.store.is_committed(self.store.evaluation(iteration + 1)):
             self.host(iteration + 1)
+
+    def dismiss(self) -> None:
+        """Break off the work of all actors: a stage beside theirs has failed, or the run is interrupted."""
+        self.roster.retire_all()
+        self.scorers.close()
+        if self.learner:
+            self.learner.break_off()
 
     def learn(self, iteration: int) -> None:
         """Order the update, and hand on its metrics as they come."""
@@ -240,12 +254,17 @@ class SelfPlay:
                 advance(sum(row.triplets for row in rows))
 
             self.learner.update(iteration, on_rows)
+        if iteration == 0:
+            attention = self.store.counts(self.store.learner(iteration))["attention"]
+            self.reporter.say(f"learner: attention {attention}")
 
-    def answer(self, checkpoint: int) -> list[Answer]:
-        """Greedy answers to the held-out prompts, judged."""
+    def answer(self, checkpoint: int) -> tuple[list[Answer], int, float]:
+        """Greedy answers to the held-out prompts, judged; the tokens they took; the seconds until the engine was ready."""
         output = f"{self.store.evaluation(checkpoint)}/generations"
+        started = time.perf_counter()
         self.host(checkpoint)
         self.roster.wait_ready(checkpoint)
+        waited = time.perf_counter() - started
         evaluation = self.config.evaluation
         with self.reporter.stage(f"    answer {checkpoint:03d}", self.num_heldout()) as advance:
             generate(
@@ -268,19 +287,19 @@ class SelfPlay:
             )
         prompts = [
             row for path in self.store.files(self.store.prompts(evaluation.split)) for row in self.store.read_rows(path, Prompt)
-        ]
+        ][: self.num_heldout()]
         said = [row for path in self.store.files(output) for row in self.store.read_rows(path, Generation)]
-        return judge(prompts, said, self.tokenizer, evaluation.answer_pattern)
+        tokens = sum(len(row.prompt_tokens) for row in prompts) + sum(len(row.generated_tokens) for row in said)
+        return judge(prompts, said, self.tokenizer, evaluation.answer_pattern), tokens, waited
 
-    def score_heldout(self, checkpoint: int) -> list[float]:
-        """Log-probabilities of the held-out targets under a checkpoint."""
-        output = f"{self.store.evaluation(checkpoint)}/target_scores"
-        shards = target_shards(self.store, checkpoint, self.config.evaluation.split, output)
-        total = sum(self.store.num_rows(shard.prompts) for shard in shards)
-        with self.reporter.stage(f"    score {checkpoint:03d}", total) as advance:
+    def score_heldout(self, checkpoint: int) -> tuple[list[float], int]:
+        """Log-probabilities of the held-out targets under a checkpoint, and the tokens that took."""
+        output, evaluation = f"{self.store.evaluation(checkpoint)}/target_scores", self.config.evaluation
+        shards = target_shards(self.store, checkpoint, evaluation.split, output, evaluation.limit)
+        with self.reporter.stage(f"    score {checkpoint:03d}", self.num_heldout()) as advance:
             self.scorers.score(shards, advance)
-        logps = [row.logp for path in self.store.files(output) for row in self.store.read_rows(path, Score)]
-        return logps[: self.num_heldout()]
+        scores = [row for shard in shards for row in self.store.read_rows(shard.output, Score)]
+        return [row.logp for row in scores], num_tokens(shards, self.store)
 
     def num_prompts(self, split: str) -> int:
         return int(self.store.counts(self.store.path("prompts"))[split])
@@ -288,6 +307,3 @@ class SelfPlay:
     def num_heldout(self) -> int:
         """Held-out prompts that are answered."""
         return min(self.num_prompts(self.config.evaluation.split), self.config.evaluation.limit or 2**31)
-
-    def _scored_earlier(self, scores: str, iteration: int) -> bool:
-        return not scores.startswith(f"{self.store.iteration(iteration)}/")

@@ -19,8 +19,8 @@ RUNTIME_BYTES = 2 * GIB
 """What torch, vLLM or DeepSpeed take by themselves in a process (2.7 GB were measured for vLLM with a 135 M model)."""
 ASKING_CPUS = 0.05
 """CPUs Ray sets aside for a task that asks an opponent or a scorer: asking is waiting."""
-ASKERS_PER_ENGINE = 2
-"""Shards under way at once for each engine, so that it never runs dry at the end of one."""
+ASKERS = 2
+"""Shards under way at once for each engine and each scorer, so that none runs dry at the end of one."""
 PAIRING_CPUS = 0.5
 """CPUs Ray sets aside for a task that joins a shard: short work, so fewer processes that start mean sooner done."""
 
@@ -34,6 +34,10 @@ class ModelSize:
     layers: int
     vocabulary: int
     context: int
+    kv: int
+    """Width of a layer's keys: heads that are kept × head size."""
+    tied: bool
+    """Whether head and embedding are one matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,8 @@ def model_size(directory: Path, *, trust_remote_code: bool = False) -> ModelSize
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code).get_text_config()
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     parameters = 0
     for path in directory.glob("*.safetensors"):
         with safe_open(path, framework="np") as weights:
@@ -90,6 +96,8 @@ def model_size(directory: Path, *, trust_remote_code: bool = False) -> ModelSize
         layers=config.num_hidden_layers,
         vocabulary=config.vocab_size,
         context=getattr(config, "max_position_embeddings", 0) or 2**31,
+        kv=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
     )
 
 
@@ -135,12 +143,12 @@ def run_bytes(size: ModelSize, config: Config, num_prompts: int) -> int:
 def demand(config: Config) -> dict[str, float]:
     """Ray resources that must exist at the same time.
 
-    Engines, scorers and the learner group keep theirs from iteration to iteration. Beside them stand, while a checkpoint is
-    evaluated, the tasks that ask its engines, and at another time one pairing task at least.
+    Engines, scorers and the learner group keep theirs from iteration to iteration. Beside them stand the tasks that ask a
+    checkpoint's engines and the scorers, some of which wait for others, and at another time one pairing task at least.
     """
     opponents, learner, scoring = config.opponents, config.learner, config.scoring
     engines = opponents.replicas * (config.window if config.team.data == "fresh" else 1)
-    asking = (ASKERS_PER_ENGINE * opponents.replicas + 1) * ASKING_CPUS
+    asking = ASKERS * (opponents.replicas + scoring.workers) * ASKING_CPUS
     return {
         "CPU": engines * opponents.cpus
         + learner.workers * learner.cpus

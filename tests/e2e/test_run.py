@@ -169,6 +169,7 @@ def test_a_run_reports_every_stage_and_ends_with_a_table(first):
     done, _ = first
     for stage in ("[0] generate 000", "[0] score", "[0] pair", "[0] update", "answer 001"):
         assert stage in done.stdout
+    assert "learner: attention varlen" in done.stdout
     assert "target reward" in done.stdout
     assert "checkpoints/001" in done.stdout
 
@@ -204,9 +205,38 @@ def test_summary_has_a_row_a_checkpoint_with_counts_worked_by_hand(store):
     assert [row["sequences"]["evaluate"] for row in rows] == [2 * HELDOUT] * 3
     assert rows[0]["target_reward"] is None and rows[0]["margin"] is None
     for row in rows[1:]:
-        assert row.keys() == {"checkpoint", "accuracy", "target_logp", "target_reward", "margin", "seconds", "sequences"}
+        assert row.keys() == {
+            "checkpoint",
+            "accuracy",
+            "target_logp",
+            "target_reward",
+            "margin",
+            "seconds",
+            "sequences",
+            "tokens",
+        }
         assert all(row["seconds"][stage] > 0 for stage in ("generate", "score", "update", "evaluate"))
         assert 0 <= row["accuracy"] <= 1
+
+
+def test_summary_counts_the_tokens_of_every_stage(store):
+    prompts = rows_in(store, store.prompts("train"), Prompt)
+    heldout = rows_in(store, store.prompts("test"), Prompt)
+    asked = sum(len(row.prompt_tokens) for row in prompts)
+    targets = sum(len(row.target_tokens) for row in prompts)
+    said = [
+        sum(len(row.generated_tokens) for row in rows_in(store, store.path(f"iterations/00{t}/rollouts"), Generation))
+        for t in (0, 1)
+    ]
+    answered = sum(len(row.generated_tokens) for row in rows_in(store, f"{store.evaluation(2)}/answers", Answer))
+    tokens = rows_of_summary(store)[2]["tokens"]
+    assert tokens["generate"] == asked + said[1]
+    # player 1: targets and both rounds; player 0: the new round
+    assert tokens["score"] == 4 * asked + targets + said[0] + 2 * said[1]
+    assert tokens["update"] == sum(row["tokens"] for row in rows_of_metrics(store) if row["iteration"] == 1)
+    # targets once for all rounds, and again where a step's border parts a prompt's triplets
+    assert 3 * asked + targets + sum(said) <= tokens["update"] <= 3 * asked + targets + sum(said) + 5 * 64
+    assert tokens["evaluate"] == sum(2 * len(row.prompt_tokens) + len(row.target_tokens) for row in heldout) + answered
 
 
 def test_learning_raises_the_targets(store):

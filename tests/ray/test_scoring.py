@@ -3,12 +3,13 @@
 import os
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
 
 from tpaw_ray.config import resolve_config
-from tpaw_ray.errors import CheckpointError
+from tpaw_ray.errors import CheckpointError, RunError
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Prompt, Score
 from tpaw_ray.scoring.pool import ScorerPool
@@ -26,6 +27,7 @@ def store(tmp_path, tiny_model):
     """Three shards of prompts with targets and a rollout, and a checkpoint."""
     store, numbers = RunStore.open(str(tmp_path), "run"), random.Random(0)
     shutil.copytree(tiny_model, store.checkpoint(0))
+    store.commit(store.checkpoint(0))
     for shard in range(3):
         prompts = [
             Prompt(
@@ -104,6 +106,36 @@ def test_scores_equal_a_naive_forward_pass_and_are_made_once(pool, store, tiny_m
     assert pool.score(work, advanced.append) == 5
     assert store.read_rows(lost, Score) == before
     assert pool.score(work, advanced.append) == 0
+
+
+def test_a_scorer_follows_behind_the_rollout_that_is_being_written(pool, store):
+    coming = store.shard(store.path("rollout"), 2)
+    rows_to_come = store.read_rows(coming, Generation)
+    os.remove(coming)
+    work = generation_shards(store, 0, store.path("rollout"), store.path("generated"))
+    advanced = []
+
+    def advance(count):
+        advanced.append(count)
+        if len(advanced) == 2:  # both that were there are scored; only now the third is written
+            assert not store.exists(work[2].output)
+            store.write_rows(coming, rows_to_come, Generation)
+
+    assert pool.score(work, advance) == 15
+    assert {score.response_id for score in rows(store, store.path("generated"), Score)} == {
+        f"{shard}-{row}" for shard in range(3) for row in range(5)
+    }
+
+
+def test_closing_ends_scorers_that_wait_for_a_rollout(pool, store):
+    os.remove(store.shard(store.path("rollout"), 0))
+    work = generation_shards(store, 0, store.path("rollout"), store.path("generated"))
+    with ThreadPoolExecutor(1) as thread:
+        scoring = thread.submit(pool.score, work[:1], lambda count: None)
+        assert wait([scoring], timeout=3).not_done
+        pool.close()
+        with pytest.raises(RunError, match="a scorer is gone for good"):
+            scoring.result(timeout=60)
 
 
 def test_a_player_that_cannot_be_loaded_is_named(pool, store):

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from tests.tiny import write_tiny_model
 from tpaw_ray.config import resolve_config
-from tpaw_ray.learner.batches import TripletLengths, Unit, epoch_steps, micro_batches, num_steps, padded_tokens
+from tpaw_ray.learner.batches import TripletLengths, Unit, epoch_steps, lengths_in, micro_batches, num_steps, unit_of
 from tpaw_ray.learner.triplets import lengths_of, read_pairs, triplet_batch
 from tpaw_ray.learner.worker import batch_loss, threads_of
+from tpaw_ray.policy.batch import cost
 from tpaw_ray.policy.logprobs import Policy
 from tpaw_ray.policy.model import load_model
 from tpaw_ray.runs.store import RunStore
@@ -30,8 +31,13 @@ def laid_out(draw):
         for prompt_id in draw(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=24))
     ]
     step = draw(st.permutations(range(len(triplets))))
-    workers, budget = draw(st.integers(1, 5)), draw(st.integers(1, 400))
-    return triplets, step, micro_batches(triplets, step, workers=workers, budget=budget), workers, budget
+    workers, budget, packed = draw(st.integers(1, 5)), draw(st.integers(1, 400)), draw(st.booleans())
+    shares = micro_batches(triplets, step, workers=workers, budget=budget, packed=packed)
+    return triplets, step, shares, workers, (budget, packed)
+
+
+def tokens(units, packed):
+    return cost(lengths_in(units), packed=packed)
 
 
 def units_of(shares):
@@ -91,8 +97,8 @@ def test_micro_batches_hold_every_triplet_of_a_step_exactly_once(case):
 
 @given(laid_out(), st.integers(1, 5))
 def test_all_worker_counts_run_the_same_triplets(case, other_workers):
-    triplets, step, shares, _, budget = case
-    other = micro_batches(triplets, step, workers=other_workers, budget=budget)
+    triplets, step, shares, _, (budget, packed) = case
+    other = micro_batches(triplets, step, workers=other_workers, budget=budget, packed=packed)
     assert Counter(unit.triplets for unit in units_of(shares)) == Counter(unit.triplets for unit in units_of(other))
 
 
@@ -106,61 +112,74 @@ def test_every_worker_has_equally_many_micro_batches_and_at_least_one(case):
 
 @given(laid_out())
 def test_a_micro_batch_keeps_the_budget_unless_it_is_a_single_unit(case):
-    *_, shares, _, budget = case
+    *_, shares, _, (budget, packed) = case
     for share in shares:
         for units in share:
-            assert padded_tokens(units) <= budget or len(units) == 1
+            assert tokens(units, packed) <= budget or len(units) == 1
 
 
 @given(laid_out())
 def test_a_unit_over_the_budget_holds_a_single_triplet(case):
-    *_, shares, _, budget = case
+    *_, shares, _, (budget, packed) = case
     for unit in units_of(shares):
-        assert padded_tokens([unit]) <= budget or len(unit.triplets) == 1
+        assert tokens([unit], packed) <= budget or len(unit.triplets) == 1
 
 
 @given(laid_out())
 def test_a_target_runs_once_in_a_step_unless_its_triplets_exceed_the_budget_together(case):
-    triplets, step, shares, _, budget = case
+    triplets, step, shares, _, (budget, packed) = case
     runs = Counter(triplets[unit.triplets[0]].prompt_id for unit in units_of(shares))
     for prompt_id, times in runs.items():
         members = [triplets[index] for index in step if triplets[index].prompt_id == prompt_id]
-        longest = max(max(member.target_length, member.generated_length) for member in members)
-        fits = longest * (1 + len(members)) <= budget
+        lengths = [members[0].target_length, *(member.generated_length for member in members)]
+        fits = (sum(lengths) if packed else max(lengths) * len(lengths)) <= budget
         assert times == (1 if fits else len(members))
 
 
 @given(laid_out())
-def test_units_know_their_longest_sequence_and_hold_one_prompt(case):
+def test_units_know_their_lengths_and_hold_one_prompt(case):
     triplets, _, shares, _, _ = case
     for unit in units_of(shares):
         members = [triplets[index] for index in unit.triplets]
-        assert unit.longest == max(max(member.target_length, member.generated_length) for member in members)
-        assert unit.num_sequences == 1 + len(members)
+        assert unit.lengths == (members[0].target_length, *(member.generated_length for member in members))
         assert len({member.prompt_id for member in members}) == 1
 
 
-def test_micro_batches_by_hand():
+LENGTHS = [("a", 10, 8), ("a", 10, 9), ("b", 25, 5), ("b", 25, 5)]
+TRIPLETS = [TripletLengths(prompt_id=i, target_length=t, generated_length=g) for i, t, g in LENGTHS]
+
+
+def test_padded_micro_batches_by_hand():
     # Budget 60. Prompt a: 3 sequences of at most 10 tokens, 30. Prompt b: 3 of at most 25, 75 > 60, so two units of 2 × 25 = 50.
     # One worker: the two units of b alone (25 × 4 = 100 > 60), then a.
-    lengths = [("a", 10, 8), ("a", 10, 9), ("b", 25, 5), ("b", 25, 5)]
-    triplets = [TripletLengths(prompt_id=i, target_length=t, generated_length=g) for i, t, g in lengths]
-    a, b2, b3 = (Unit(triplets=(0, 1), longest=10), Unit(triplets=(2,), longest=25), Unit(triplets=(3,), longest=25))
-    assert micro_batches(triplets, [0, 1, 2, 3], workers=1, budget=60) == [[[b2], [b3], [a]]]
+    a = Unit(triplets=(0, 1), lengths=(10, 8, 9))
+    b2, b3 = Unit(triplets=(2,), lengths=(25, 5)), Unit(triplets=(3,), lengths=(25, 5))
+    assert micro_batches(TRIPLETS, [0, 1, 2, 3], workers=1, budget=60, packed=False) == [[[b2], [b3], [a]]]
     # Two workers: the heaviest first, each to the worker with the least work: 50 | 50, then a to the first; the second idles.
-    assert micro_batches(triplets, [0, 1, 2, 3], workers=2, budget=60) == [[[b2], [a]], [[b3], []]]
+    assert micro_batches(TRIPLETS, [0, 1, 2, 3], workers=2, budget=60, packed=False) == [[[b2], [a]], [[b3], []]]
+
+
+def test_packed_micro_batches_by_hand():
+    # Budget 60. Prompt a: 10 + 8 + 9 = 27 tokens, prompt b: 25 + 5 + 5 = 35; together 62 > 60. The heavier comes first.
+    a, b = Unit(triplets=(0, 1), lengths=(10, 8, 9)), Unit(triplets=(2, 3), lengths=(25, 5, 5))
+    assert micro_batches(TRIPLETS, [0, 1, 2, 3], workers=1, budget=60, packed=True) == [[[b], [a]]]
+    assert micro_batches(TRIPLETS, [0, 1, 2, 3], workers=1, budget=62, packed=True) == [[[b, a]]]
+    # Budget 30: b is split into 25 + 5 twice.
+    b2, b3 = Unit(triplets=(2,), lengths=(25, 5)), Unit(triplets=(3,), lengths=(25, 5))
+    assert micro_batches(TRIPLETS, [0, 1, 2, 3], workers=1, budget=30, packed=True) == [[[b2], [b3], [a]]]
 
 
 def test_a_step_that_fits_one_micro_batch_is_spread_over_all_workers():
     triplets = [TripletLengths(prompt_id=str(index), target_length=10, generated_length=10) for index in range(4)]
-    shares = micro_batches(triplets, range(4), workers=4, budget=1000)
+    shares = micro_batches(triplets, range(4), workers=4, budget=1000, packed=True)
     assert [[unit.triplets for unit in share[0]] for share in shares] == [[(0,)], [(1,)], [(2,)], [(3,)]]
 
 
-def test_padded_tokens_by_hand():
-    # 3 + 2 sequences, the longest of 9 tokens
-    assert padded_tokens([Unit(triplets=(0, 1), longest=4), Unit(triplets=(2,), longest=9)]) == 45
-    assert padded_tokens([]) == 0
+def test_the_cost_of_a_micro_batch_by_hand():
+    units = [Unit(triplets=(0, 1), lengths=(4, 3, 2)), Unit(triplets=(2,), lengths=(9, 1))]
+    # 5 sequences, the longest of 9 tokens; 4 + 3 + 2 + 9 + 1 tokens
+    assert (tokens(units, packed=False), tokens(units, packed=True)) == (45, 19)
+    assert (tokens([], packed=False), tokens([], packed=True)) == (0, 0)
 
 
 def pair_of(prompt_id, prompt, target, generated, number, iteration=2):
@@ -189,8 +208,7 @@ PAIRS = [
 
 
 def unit(*indices):
-    sequences = [len(PAIRS[i].prompt_tokens) + max(len(PAIRS[i].target_tokens), len(PAIRS[i].generated_tokens)) for i in indices]
-    return Unit(triplets=indices, longest=max(sequences))
+    return unit_of(lengths_of(PAIRS), indices)
 
 
 GROUPED = [unit(1, 4), unit(0, 2, 3)]
@@ -198,17 +216,17 @@ UNGROUPED = [unit(index) for index in (1, 4, 0, 2, 3)]
 
 
 def sequence_at(batch, index):
-    """(prompt, response) of a row, from its tensors alone."""
-    length = int(batch.tokens.attention_ST[index].sum())
-    ids = batch.tokens.input_ids_ST[index, :length]
-    response = batch.tokens.response_ST[index, :length]
+    """(prompt, response) of a sequence."""
+    ids = batch.tokens.input_ids_N.split(batch.tokens.lengths)[index]
+    response = batch.tokens.response_N.split(batch.tokens.lengths)[index]
+    assert int(response.sum()) == batch.response_lengths_S[index]
     return ids[~response].tolist(), ids[response].tolist()
 
 
 @pytest.mark.parametrize(("units", "num_sequences"), [(GROUPED, 7), (UNGROUPED, 10)], ids=["grouped", "ungrouped"])
 def test_indices_of_a_triplet_batch_point_to_the_right_sequences_and_scores(units, num_sequences):
     batch = triplet_batch(PAIRS, units)
-    assert len(batch.tokens.input_ids_ST) == num_sequences
+    assert len(batch.tokens.lengths) == num_sequences
     for row, index in enumerate((1, 4, 0, 2, 3)):
         expected = PAIRS[index]
         assert sequence_at(batch, batch.target_B[row]) == (expected.prompt_tokens, expected.target_tokens)
@@ -237,9 +255,9 @@ def test_pairs_are_read_in_the_order_of_their_files(tmp_path):
     assert read_pairs(store, 2) == PAIRS
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return load_model(str(write_tiny_model(tmp_path_factory.mktemp("model"))), precision="fp32", attention="sdpa")
+@pytest.fixture(scope="module", params=["varlen", "sdpa"])
+def model(request, tmp_path_factory):
+    return load_model(str(write_tiny_model(tmp_path_factory.mktemp("model"))), precision="fp32", attention=request.param)
 
 
 def config_with(**objective):
@@ -269,7 +287,7 @@ def test_every_layout_of_a_step_gives_the_loss_and_gradient_of_its_triplets_one_
     model.zero_grad()
     policy, losses = Policy(model), []
     for pair in PAIRS:
-        alone = triplet_batch([pair], [Unit(triplets=(0,), longest=0)])
+        alone = triplet_batch([pair], [unit_of(lengths_of([pair]), [0])])
         losses.append(batch_loss(config, alone, policy(alone.tokens), iteration=2).loss)
     torch.stack(losses).mean().backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}

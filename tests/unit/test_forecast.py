@@ -70,6 +70,17 @@ def test_a_forecast_counts_prompts_and_sequences_by_hand(config_file):
     assert found.warnings == ()
 
 
+def test_plan_prints_tokens_and_with_a_devices_rates_hours(plan):
+    _, out, _ = plan()
+    # 20 prompts of 7.5 tokens; 9 targets of 7 tokens and 11 of 8, 7.55. Three rounds of generation are 60 sequences of 15.05.
+    assert re.search(r"generate +│ +60 +│ +903 ", out)
+    assert "hours" not in out
+    _, out, _ = plan("--tflops=0.1", "--bandwidth=10")
+    assert "hours, start-up aside" in out
+    code, _, err = plan("--tflops=0.1")
+    assert code == 2 and "--tflops and --bandwidth go together" in err
+
+
 def test_plan_prints_the_work_and_writes_nothing(plan, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     code, out, err = plan()

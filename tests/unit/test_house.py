@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "tpaw_ray"
-PURE = ("algorithm", "schema", "errors")
+PURE = ("algorithm", "schema", "errors", "side_by_side")
 FLOORS = {
     "errors": 1,
+    "side_by_side": 1,
     "schema": 1,
     "algorithm": 1,
     "config": 2,
     "runs": 2,
     "plan": 3,
+    "cost": 3,
     "data": 3,
     "policy": 3,
     "opponents": 4,

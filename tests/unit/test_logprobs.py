@@ -15,7 +15,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, Granite
 from tests.tiny import write_tiny_model
 from tpaw_ray.errors import CheckpointError
 from tpaw_ray.policy.batch import gather_by_tokens, token_batch
-from tpaw_ray.policy.logprobs import CHUNK, Policy, check_head
+from tpaw_ray.policy.logprobs import CHUNK, Policy, check_policy
 from tpaw_ray.policy.model import load_model
 
 PROMPTS = [[4, 10, 11, 12, 5], [7, 8], [9, 20, 21, 22, 23, 24, 25, 26], [30]]
@@ -40,9 +40,9 @@ def directory(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture
-def model(directory):
-    return load_model(str(directory), precision="fp32", attention="sdpa")
+@pytest.fixture(params=["varlen", "sdpa"], ids=["packed", "padded"])
+def model(request, directory):
+    return load_model(str(directory), precision="fp32", attention=request.param)
 
 
 def naive_logps(model, prompts, responses):
@@ -90,13 +90,6 @@ def test_values_do_not_depend_on_batch_composition_or_padding(model):
     torch.testing.assert_close(backwards, alone, rtol=1e-6, atol=1e-5)
 
 
-def test_values_do_not_depend_on_what_stands_in_the_padding(model):
-    batch = token_batch(PROMPTS, RESPONSES)
-    other = token_batch(PROMPTS, RESPONSES)
-    other.input_ids_ST[other.attention_ST == 0] = 33
-    torch.testing.assert_close(Policy(model)(other), Policy(model)(batch), rtol=1e-6, atol=1e-5)
-
-
 def test_the_end_token_counts(model):
     policy = Policy(model)
     whole, body = policy(token_batch([[4, 9]] * 2, [[20, 21, 5], [20, 21]])).tolist()
@@ -137,11 +130,11 @@ def test_the_head_runs_on_response_tokens_only(model):
     assert rows == [8, 7]  # 3 + 7 + 1 + 4 response tokens
 
 
-def test_padding_is_marked_and_responses_follow_their_prompts():
+def test_responses_follow_their_prompts_end_to_end():
     batch = token_batch([[5, 6], [5]], [[7], [8, 9, 2]])
-    assert batch.input_ids_ST.tolist() == [[5, 6, 7, 0], [5, 8, 9, 2]]
-    assert batch.attention_ST.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert batch.response_ST.tolist() == [[False, False, True, False], [False, True, True, True]]
+    assert batch.input_ids_N.tolist() == [5, 6, 7, 5, 8, 9, 2]
+    assert batch.response_N.tolist() == [False, False, True, False, True, True, True]
+    assert batch.lengths == (3, 4)
 
 
 class Allocations(TorchDispatchMode):
@@ -185,20 +178,20 @@ def test_allocations_are_seen_where_the_logits_of_a_whole_batch_do_exist():
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**TINY))
     batch = token_batch([[1] * 4] * 4, [[6] * 64] * 4)
-    seen = allocations_of(lambda: model(input_ids=batch.input_ids_ST).logits.log_softmax(-1)[..., 6].sum())
+    seen = allocations_of(lambda: model(input_ids=batch.input_ids_N.view(4, 68)).logits.log_softmax(-1)[..., 6].sum())
     assert seen.largest == 4 * 68 * 48
     assert seen.peak > 3 * 4 * 68 * 48 * 4
 
 
-def test_check_head_accepts_a_linear_head(model):
-    check_head(Policy(model))
+def test_check_policy_accepts_a_linear_head(model):
+    check_policy(Policy(model))
 
 
 def test_a_soft_capped_head_is_followed():
     torch.manual_seed(0)
     model = Gemma2ForCausalLM(Gemma2Config(**TINY | {"final_logit_softcapping": 2.0, "bos_token_id": 2})).eval()
     policy = Policy(model)
-    check_head(policy)
+    check_policy(policy)
     expected = naive_logps(model, PROMPTS[:2], [[40, 41, 5], [42, 5]])
     torch.testing.assert_close(policy(token_batch(PROMPTS[:2], [[40, 41, 5], [42, 5]])), expected, rtol=1e-5, atol=1e-4)
 
@@ -212,17 +205,17 @@ class ScaledLogits(LlamaForCausalLM):
         return output
 
 
-def test_check_head_refuses_a_model_that_scales_its_logits_and_names_its_class():
+def test_check_policy_refuses_a_model_that_scales_its_logits_and_names_its_class():
     torch.manual_seed(0)
     with pytest.raises(CheckpointError, match="ScaledLogits: its logits are not a linear head"):
-        check_head(Policy(ScaledLogits(LlamaConfig(**TINY))))
+        check_policy(Policy(ScaledLogits(LlamaConfig(**TINY))))
 
 
-def test_check_head_refuses_a_real_architecture_that_scales_its_logits():
+def test_check_policy_refuses_a_real_architecture_that_scales_its_logits():
     torch.manual_seed(0)
     config = {key: value for key, value in TINY.items() if key != "head_dim"}
     with pytest.raises(CheckpointError, match="GraniteForCausalLM"):
-        check_head(Policy(GraniteForCausalLM(GraniteConfig(**config, logits_scaling=8.0))))
+        check_policy(Policy(GraniteForCausalLM(GraniteConfig(**config, logits_scaling=8.0))))
 
 
 def test_a_checkpoint_is_loaded_with_dropout_off(directory, tmp_path):
@@ -271,40 +264,45 @@ def test_loading_weights_with_a_tensor_missing_raises(directory, tmp_path):
         load_model(str(tmp_path), precision="fp32")
 
 
-ITEMS = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 5)), max_size=40)
+ITEMS = st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=5), max_size=40)
 
 
-@given(ITEMS, st.integers(1, 1000))
-def test_gathering_puts_every_item_into_exactly_one_batch(items, budget):
-    batches = gather_by_tokens([length for length, _ in items], budget, [size for _, size in items])
+@given(ITEMS, st.integers(1, 1000), st.booleans())
+def test_gathering_puts_every_item_into_exactly_one_batch(items, budget, packed):
+    batches = gather_by_tokens(items, budget, packed=packed)
     assert sorted(index for batch in batches for index in batch) == list(range(len(items)))
     assert all(batches)
 
 
-@given(ITEMS, st.integers(1, 1000))
-def test_gathering_keeps_the_budget_unless_an_item_alone_exceeds_it(items, budget):
-    for batch in gather_by_tokens([length for length, _ in items], budget, [size for _, size in items]):
-        padded = max(items[index][0] for index in batch) * sum(items[index][1] for index in batch)
-        assert padded <= budget or len(batch) == 1
+def cost_by_hand(items, packed):
+    lengths = [length for item in items for length in item]
+    return sum(lengths) if packed else max(lengths) * len(lengths)
 
 
-@given(ITEMS, st.integers(1, 1000))
-def test_gathering_puts_longest_items_first_and_equal_ones_in_their_order(items, budget):
-    lengths = [length for length, _ in items]
-    flat = [index for batch in gather_by_tokens(lengths, budget, [size for _, size in items]) for index in batch]
-    assert flat == sorted(range(len(items)), key=lambda index: (-lengths[index], index))
+@given(ITEMS, st.integers(1, 1000), st.booleans())
+def test_gathering_keeps_the_budget_unless_an_item_alone_exceeds_it(items, budget, packed):
+    for batch in gather_by_tokens(items, budget, packed=packed):
+        assert cost_by_hand([items[index] for index in batch], packed) <= budget or len(batch) == 1
 
 
-@given(ITEMS, st.integers(1, 1000))
-def test_gathering_never_opens_a_batch_while_the_item_fits_the_last_one(items, budget):
-    batches = gather_by_tokens([length for length, _ in items], budget, [size for _, size in items])
-    for batch, following in pairwise(batches):
-        size = sum(items[index][1] for index in (*batch, following[0]))
-        assert items[batch[0]][0] * size > budget
+@given(ITEMS, st.integers(1, 1000), st.booleans())
+def test_gathering_puts_longest_items_first_and_equal_ones_in_their_order(items, budget, packed):
+    flat = [index for batch in gather_by_tokens(items, budget, packed=packed) for index in batch]
+    assert flat == sorted(range(len(items)), key=lambda index: (-max(items[index]), index))
+
+
+@given(ITEMS, st.integers(1, 1000), st.booleans())
+def test_gathering_never_opens_a_batch_while_the_item_fits_the_last_one(items, budget, packed):
+    for batch, following in pairwise(gather_by_tokens(items, budget, packed=packed)):
+        assert cost_by_hand([items[index] for index in (*batch, following[0])], packed) > budget
 
 
 def test_gathering_by_hand():
-    # 9 × 2 = 18 ≤ 20, 9 × 3 = 27 > 20; 4 × 2 = 8, 4 × 3 = 12 and 4 × 5 = 20 ≤ 20
-    assert gather_by_tokens([3, 9, 4, 9, 4, 2], 20, [1, 1, 1, 1, 1, 2]) == [[1, 3], [2, 4, 0, 5]]
-    assert gather_by_tokens([], 20) == []
-    assert gather_by_tokens([50, 1], 20) == [[0], [1]]
+    items = [[3], [9], [4], [9], [4], [2, 1]]
+    # padded: 9 × 2 = 18 ≤ 20, 9 × 3 = 27 > 20; 4 × 2 = 8, 4 × 3 = 12 and 4 × 5 = 20 ≤ 20
+    assert gather_by_tokens(items, 20, packed=False) == [[1, 3], [2, 4, 0, 5]]
+    # packed: 9 + 9 = 18, + 4 > 20; 4 + 4 + 3 + 2 + 1 = 14
+    assert gather_by_tokens(items, 20, packed=True) == [[1, 3], [2, 4, 0, 5]]
+    assert gather_by_tokens(items, 22, packed=True) == [[1, 3, 2], [4, 0, 5]]
+    assert gather_by_tokens([], 20, packed=True) == []
+    assert gather_by_tokens([[50], [1]], 20, packed=True) == [[0], [1]]

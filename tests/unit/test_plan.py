@@ -95,7 +95,7 @@ def test_what_the_cluster_lacks_is_told_with_both_numbers():
 def test_memory_of_a_worker_by_hand():
     # 1000 parameters, bf16, 2 workers, ZeRO 2: weights 2 B; gradients 4 B / 2; RMSprop's moment and master 8 B / 2 → 8 000 B.
     # Activations: 10 tokens × 4 hidden × 2 B × (3 layers × 1 + 24) = 2 160 B. Head: 3 × 512 × 7 × 4 B = 43 008 B.
-    size = ModelSize(parameters=1000, hidden=4, layers=3, vocabulary=7, context=64)
+    size = ModelSize(parameters=1000, hidden=4, layers=3, vocabulary=7, context=64, kv=4, tied=False)
     config = config_of(learner={"workers": 2, "zero_stage": 2, "micro_batch_tokens": 10})
     assert learner_bytes(size, config.learner) == 8000 + 2160 + 43008 + RUNTIME_BYTES
     assert checkpoint_bytes(size, config) == 2000

@@ -21,12 +21,17 @@ def summary_of(store, **sections):
 def store(tmp_path):
     """Two iterations of a team that replays; checkpoint 2 is made but not evaluated."""
     store = RunStore.open(str(tmp_path), "demo")
-    store.commit(store.evaluation(0), sequences=8, seconds=1.0, accuracy=0.25, judged=4, target_logp=-30.5)
-    store.commit(store.evaluation(1), sequences=8, seconds=2.0, accuracy=None, judged=0, target_logp=-28.0)
+    store.commit(store.evaluation(0), sequences=8, tokens=80, seconds=1.0, accuracy=0.25, judged=4, target_logp=-30.5)
+    store.commit(store.evaluation(1), sequences=8, tokens=80, seconds=2.0, accuracy=None, judged=0, target_logp=-28.0)
     for iteration in range(2):
-        store.commit(store.rollout(Rollout(iteration, iteration)), sequences=100, seconds=10.0 + iteration)
-        store.commit(f"{store.iteration(iteration)}/scores", sequences=200 + 200 * iteration, seconds=20.0)
-        store.commit(store.learner(iteration), sequences=400, seconds=30.12345)
+        store.commit(store.rollout(Rollout(iteration, iteration)), sequences=100, tokens=1000, seconds=10.0 + iteration)
+        store.commit(
+            f"{store.iteration(iteration)}/scores",
+            sequences=200 + 200 * iteration,
+            tokens=10 * (200 + 200 * iteration),
+            seconds=20.0,
+        )
+        store.commit(store.learner(iteration), sequences=400, tokens=4000, seconds=30.12345)
     MetricsLog(store).write_update(
         0,
         [
@@ -52,6 +57,7 @@ def test_the_start_has_no_update_and_so_no_rewards(store):
         margin=None,
         seconds={**NONE, "evaluate": 1.0},
         sequences={**NONE, "evaluate": 8},
+        tokens={**NONE, "evaluate": 80},
     )
 
 
@@ -65,26 +71,27 @@ def test_rewards_are_means_over_the_last_epochs_triplets(store):
         margin=1.5,
         seconds={"generate": 10.0, "score": 20.0, "update": 30.123, "evaluate": 2.0},
         sequences={"generate": 100, "score": 200, "update": 400, "evaluate": 8},
+        tokens={"generate": 1000, "score": 2000, "update": 4000, "evaluate": 80},
     )
 
 
 def test_a_replayed_rollout_counts_in_the_iteration_that_made_it(store):
-    store.commit(store.evaluation(2), sequences=8, seconds=2.0, accuracy=0.5, judged=4, target_logp=-27.0)
+    store.commit(store.evaluation(2), sequences=8, tokens=80, seconds=2.0, accuracy=0.5, judged=4, target_logp=-27.0)
     row = summary_of(store).row(2)
     assert (row.sequences["generate"], row.seconds["generate"]) == (100, 11.0)
     assert (row.sequences["score"], row.target_reward, row.margin) == (400, 0.75, 0.25)
 
 
 def test_all_fresh_rollouts_of_an_iteration_count(store):
-    store.commit(store.evaluation(2), sequences=8, seconds=2.0, accuracy=0.5, judged=4, target_logp=-27.0)
-    store.commit(store.rollout(Rollout(1, 0)), sequences=100, seconds=5.0)
+    store.commit(store.evaluation(2), sequences=8, tokens=80, seconds=2.0, accuracy=0.5, judged=4, target_logp=-27.0)
+    store.commit(store.rollout(Rollout(1, 0)), sequences=100, tokens=1000, seconds=5.0)
     row = summary_of(store, team={"data": "fresh"}).row(2)
     assert (row.sequences["generate"], row.seconds["generate"]) == (200, 16.0)
 
 
 def test_only_evaluated_checkpoints_of_the_configured_iterations_have_rows(store):
     assert [row.checkpoint for row in summary_of(store).rows()] == [0, 1]
-    store.commit(store.evaluation(2), sequences=8, seconds=2.0, accuracy=0.5, judged=4, target_logp=-27.0)
+    store.commit(store.evaluation(2), sequences=8, tokens=80, seconds=2.0, accuracy=0.5, judged=4, target_logp=-27.0)
     assert [row.checkpoint for row in summary_of(store).rows()] == [0, 1, 2]
     assert [row.checkpoint for row in summary_of(store, iterations=1).rows()] == [0, 1]
 

@@ -1,7 +1,7 @@
 """How a stage walks its shards on Ray Data: a task a shard, counts as shards finish, errors as they were raised."""
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -36,11 +36,15 @@ def for_each_shard(
         return 0
     done = 0
     tasks = ray.data.from_items(list(shards), override_num_blocks=len(shards))
-    for row in tasks.map(_Guarded(work, name), num_cpus=cpus, concurrency=concurrency).iter_rows():
-        if row["error"]:
-            raise pickle.loads(row["error"])
-        done += row["count"]
-        advance(row["count"])
+    results = tasks.map(_Guarded(work, name), num_cpus=cpus, concurrency=concurrency)
+    # Without prefetching, which holds a finished shard back until the next one is done.
+    finished: Iterator[Any] = iter(results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
+    for table in finished:
+        for row in table.to_pylist():
+            if row["error"]:
+                raise pickle.loads(row["error"])
+            done += row["count"]
+            advance(row["count"])
     return done
 
 

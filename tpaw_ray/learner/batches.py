@@ -4,10 +4,10 @@ Triplets of one prompt stay together, so that their common target runs once. The
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tpaw_ray.policy.batch import gather_by_tokens
+from tpaw_ray.policy.batch import cost, gather_by_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +24,8 @@ class Unit:
     """Triplets of one prompt that run together: one target and `len(triplets)` generations."""
 
     triplets: tuple[int, ...]
-    longest: int
-
-    @property
-    def num_sequences(self) -> int:
-        return 1 + len(self.triplets)
+    lengths: tuple[int, ...]
+    """Tokens of its sequences, the target's first."""
 
 
 def epoch_steps(prompt_ids: Sequence[str], global_batch: int, seed: str) -> list[list[int]]:
@@ -55,48 +52,49 @@ def num_steps(num_triplets: int, global_batch: int, epochs: int) -> int:
 
 
 def micro_batches(
-    triplets: Sequence[TripletLengths], step: Sequence[int], *, workers: int, budget: int
+    triplets: Sequence[TripletLengths], step: Sequence[int], *, workers: int, budget: int, packed: bool
 ) -> list[list[list[Unit]]]:
     """Lay a step's triplets out as `[worker][micro-batch][unit]`.
 
     Every worker gets equally many micro-batches, because workers wait for each other in each; the spare ones are empty.
     A unit over the budget is split into single triplets. The heaviest micro-batches are dealt out first, each to the worker
-    with the least work.
+    with the least work. `packed` says what a micro-batch costs: its tokens, or its tokens padded to the longest sequence.
     """
-    units = _units(triplets, step, budget)
-    batches = gather_by_tokens(
-        [unit.longest for unit in units], _fair_budget(units, budget, workers), [unit.num_sequences for unit in units]
-    )
-    rows = [[units[index] for index in batch] for batch in batches]
+
+    def tokens(units: Sequence[Unit]) -> int:
+        return cost(lengths_in(units), packed=packed)
+
+    units = _units(triplets, step, budget, tokens)
+    # A step that fits into fewer micro-batches than there are workers would leave some of them idle.
+    fair = -(-sum(tokens([unit]) for unit in units) // workers)
+    gathered = gather_by_tokens([unit.lengths for unit in units], max(1, min(budget, fair)), packed=packed)
+    rows = [[units[index] for index in batch] for batch in gathered]
     shares: list[list[list[Unit]]] = [[] for _ in range(workers)]
-    for row in sorted(rows, key=padded_tokens, reverse=True):
-        min(shares, key=lambda share: (sum(map(padded_tokens, share)), len(share))).append(row)
+    for row in sorted(rows, key=tokens, reverse=True):
+        min(shares, key=lambda share: (sum(map(tokens, share)), len(share))).append(row)
     longest = max(map(len, shares))
     return [share + [[] for _ in range(longest - len(share))] for share in shares]
 
 
-def padded_tokens(units: Sequence[Unit]) -> int:
-    """Tokens a micro-batch costs, padding included."""
-    return max((unit.longest for unit in units), default=0) * sum(unit.num_sequences for unit in units)
+def lengths_in(units: Sequence[Unit]) -> list[int]:
+    """Lengths of all sequences of a micro-batch."""
+    return [length for unit in units for length in unit.lengths]
 
 
-def _units(triplets: Sequence[TripletLengths], step: Sequence[int], budget: int) -> list[Unit]:
+def _units(
+    triplets: Sequence[TripletLengths], step: Sequence[int], budget: int, tokens: Callable[[Sequence[Unit]], int]
+) -> list[Unit]:
     groups: dict[str, list[int]] = {}
     for index in step:
         groups.setdefault(triplets[index].prompt_id, []).append(index)
     units = []
     for group in groups.values():
-        unit = _unit(triplets, group)
-        units += [unit] if padded_tokens([unit]) <= budget else [_unit(triplets, [index]) for index in group]
+        unit = unit_of(triplets, group)
+        units += [unit] if tokens([unit]) <= budget else [unit_of(triplets, [index]) for index in group]
     return units
 
 
-def _unit(triplets: Sequence[TripletLengths], indices: Sequence[int]) -> Unit:
-    longest = max(max(triplets[index].target_length, triplets[index].generated_length) for index in indices)
-    return Unit(triplets=tuple(indices), longest=longest)
-
-
-def _fair_budget(units: Sequence[Unit], budget: int, workers: int) -> int:
-    # A step that fits into fewer micro-batches than there are workers would leave some of them idle.
-    total = sum(padded_tokens([unit]) for unit in units)
-    return max(1, min(budget, -(-total // workers)))
+def unit_of(triplets: Sequence[TripletLengths], indices: Sequence[int]) -> Unit:
+    """The unit of some triplets of one prompt."""
+    target = triplets[indices[0]].target_length
+    return Unit(triplets=tuple(indices), lengths=(target, *(triplets[index].generated_length for index in indices)))

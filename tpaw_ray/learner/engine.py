@@ -64,6 +64,15 @@ class PolicyEngine:
         return self.engine.device
 
     @property
+    def packed(self) -> bool:
+        return bool(self.engine.module.packed)
+
+    @property
+    def attention(self) -> str:
+        """The kind of attention that was chosen for this machine."""
+        return str(self.model.config._attn_implementation)
+
+    @property
     def model(self) -> PreTrainedModel:
         return self.engine.module.model
 

@@ -5,10 +5,8 @@ first checkpoint is evaluated, and waits for orders in between; it holds no mode
 """
 
 import asyncio
-import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from threading import Thread
+from threading import Event
 from typing import Any
 
 import ray
@@ -62,44 +60,57 @@ class Mailbox:
         return rows, self._failure
 
 
+class Group:
+    """A Ray actor in which Ray Train's `fit` runs: the driver keeps no thread inside Ray, and ending the actor ends the group."""
+
+    def fit(self, config: Config, store: RunStore, mailbox: Any) -> str:
+        """Run the worker group until its mailbox is closed; returns why it failed, empty when it did not."""
+        try:
+            make_trainer(config, store, mailbox).fit()
+        except Exception as error:  # Ray Train's own errors, which carry those of the workers
+            causes = getattr(error, "worker_failures", None) or {}
+            return "; ".join(f"worker {rank}: {cause}" for rank, cause in causes.items()) or str(error)
+        return ""
+
+
 class Learner:
-    """Starts the worker group at once, in the background; `update` orders an iteration and waits for its checkpoint."""
+    """Starts the worker group at once; `update` orders an iteration and waits for its checkpoint."""
 
     def __init__(self, config: Config, store: RunStore) -> None:
-        self.config = config
         self.store = store
         self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
-        self._group: Future[object] = Future()
-        # A daemon, so that a driver that fails elsewhere can end without waiting for the group.
-        Thread(target=self._fit, name="learner", daemon=True).start()
-
-    def _fit(self) -> None:
-        try:
-            self._group.set_result(make_trainer(self.config, self.store, self.mailbox).fit())
-        except BaseException as error:  # handed to whoever waits for the group
-            self._group.set_exception(error)
+        group: Any = ray.remote(Group).options(num_cpus=0)
+        self.group = group.remote()
+        self._failure = self.group.fit.remote(config, store, self.mailbox)
+        self._broken_off = Event()
 
     def update(self, iteration: int, on_rows: Callable[[list[StepMetrics]], None]) -> None:
         """Have `θ_{t+1}` made from the committed pairs of an iteration; `on_rows` gets the metrics of steps as they end.
 
         Raises:
-            LearnerError: when the workers gave up or the group has ended, with the reason.
+            LearnerError: when the workers gave up, the group has ended, with the reason, or the update was broken off.
         """
         ray.get(self.mailbox.post.remote(iteration))
         checkpoint = self.store.checkpoint(iteration + 1)
         while not self.store.is_committed(checkpoint):
-            ended = self._group.done()
+            ended, _ = ray.wait([self._failure], timeout=0)
             self._collect(on_rows)
             if ended and not self.store.is_committed(checkpoint):
-                raise LearnerError(f"iteration {iteration}: the learner ended without its checkpoint: {self._failure()}")
-            time.sleep(0.1)
+                raise LearnerError(f"iteration {iteration}: the learner ended without its checkpoint: {self._reason()}")
+            if self._broken_off.wait(0.1):
+                raise LearnerError(f"iteration {iteration}: the update was broken off")
         self._collect(on_rows)
+
+    def break_off(self) -> None:
+        """End the group, whatever it does, and an `update` in another thread with it."""
+        self._broken_off.set()
+        ray.kill(self.group)
 
     def close(self) -> None:
         """Send the workers home and wait until the group has ended. Call it only when no order is under way."""
-        if not self._group.done():
-            ray.get(self.mailbox.close.remote())
-        self._group.exception()
+        ray.get(self.mailbox.close.remote())
+        self._reason()
+        ray.kill(self.group)
         ray.kill(self.mailbox)
 
     def _collect(self, on_rows: Callable[[list[StepMetrics]], None]) -> None:
@@ -108,10 +119,11 @@ class Learner:
         if failure:
             raise LearnerError(failure)
 
-    def _failure(self) -> str:
-        error = self._group.exception()
-        causes = getattr(error, "worker_failures", None) or {}
-        return "; ".join(f"worker {rank}: {cause}" for rank, cause in causes.items()) or str(error)
+    def _reason(self) -> str:
+        try:
+            return str(ray.get(self._failure))
+        except ray.exceptions.RayActorError as error:
+            return f"its process ended: {error}"
 
 
 def make_trainer(config: Config, store: RunStore, mailbox: Any) -> TorchTrainer:

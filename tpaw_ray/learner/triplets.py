@@ -20,6 +20,7 @@ class TripletBatch:
     """Triplets of one micro-batch: each target once in `tokens`, and where to find a triplet's two sequences."""
 
     tokens: TokenBatch
+    response_lengths_S: Tensor
     target_B: Tensor
     generated_B: Tensor
     reference_target_logps_BK: Tensor
@@ -71,6 +72,7 @@ def triplet_batch(pairs: Sequence[Pair], units: Sequence[Unit]) -> TripletBatch:
 
     return TripletBatch(
         tokens=token_batch(prompts, responses),
+        response_lengths_S=torch.tensor([len(response) for response in responses]),
         target_B=torch.tensor(targets),
         generated_B=torch.tensor(generated),
         reference_target_logps_BK=per_player([pair.reference_target_logps for pair in rows]),

@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from tpaw_ray.algorithm.objective import TeamLoss, team_loss, weighted_loss
 from tpaw_ray.config import Config, at_iteration
 from tpaw_ray.errors import LearnerError
-from tpaw_ray.learner.batches import Unit, epoch_steps, micro_batches, num_steps, padded_tokens
+from tpaw_ray.learner.batches import Unit, epoch_steps, lengths_in, micro_batches, num_steps
 from tpaw_ray.learner.engine import PolicyEngine
 from tpaw_ray.learner.export import export_checkpoint
 from tpaw_ray.learner.triplets import TripletBatch, lengths_of, read_pairs, triplet_batch
@@ -56,7 +56,7 @@ def update(config: Config, store: RunStore, iteration: int, report: Callable[[St
         order = epoch_steps([pair.prompt_id for pair in pairs], learner.global_batch, f"{config.run.seed}/{iteration}/{epoch}")
         for step in order:
             started = time.perf_counter()
-            shares = micro_batches(lengths, step, workers=workers, budget=learner.micro_batch_tokens)
+            shares = micro_batches(lengths, step, workers=workers, budget=learner.micro_batch_tokens, packed=policy.packed)
             tally = Tally(len(pairs[0].players), policy.device)
             for units in shares[rank]:
                 backward(config, policy, pairs, units, iteration, share=workers / len(step), tally=tally)
@@ -79,14 +79,20 @@ def update(config: Config, store: RunStore, iteration: int, report: Callable[[St
                 )
             rows.append(row)
             report(row)
+    attention = policy.attention
     made = store.checkpoint(iteration + 1)
     export_checkpoint(policy.model, start=store.checkpoint(iteration), destination=made)
     policy.close()
     # An opponent on the same device starts when the checkpoint is committed, so the memory must be free by then.
     if rank == 0:
         MetricsLog(store).write_update(iteration, rows)
-        sequences = sum(row.sequences for row in rows)
-        store.commit(store.learner(iteration), sequences=sequences, seconds=time.perf_counter() - began)
+        store.commit(
+            store.learner(iteration),
+            sequences=sum(row.sequences for row in rows),
+            tokens=sum(row.tokens for row in rows),
+            seconds=time.perf_counter() - began,
+            attention=attention,
+        )
         store.commit(made, steps=total, triplets=len(pairs))
     distributed.barrier()
 
@@ -114,7 +120,7 @@ def backward(
     losses = batch_loss(config, batch, logps_S, iteration)
     policy.engine.backward(losses.losses_B.sum() * share)
     tally.add(losses, logps_S.detach(), batch, config.objective.eta)
-    tally.work += torch.tensor([len(logps_S), padded_tokens(units)], dtype=torch.float64, device=policy.device)
+    tally.work += torch.tensor([len(logps_S), sum(lengths_in(units))], dtype=torch.float64, device=policy.device)
 
 
 def batch_loss(config: Config, batch: TripletBatch, logps_S: Tensor, iteration: int) -> TeamLoss:
@@ -151,7 +157,7 @@ class Tally:
 
     def add(self, losses: TeamLoss, logps_S: Tensor, batch: TripletBatch, eta: float) -> None:
         targets_BK, generated_BK = losses.target_rewards_BK.detach(), losses.generated_rewards_BK.detach()
-        lengths_S = batch.tokens.response_ST.sum(1)
+        lengths_S = batch.response_lengths_S
         per_triplet = (
             torch.ones_like(losses.losses_B),
             losses.losses_B.detach(),

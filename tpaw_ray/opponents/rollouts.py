@@ -10,7 +10,7 @@ from tpaw_ray.data.stage import for_each_shard
 from tpaw_ray.opponents.messages import Request, Sampling
 from tpaw_ray.opponents.roster import ask
 from tpaw_ray.opponents.seeds import request_seed
-from tpaw_ray.plan import ASKERS_PER_ENGINE, ASKING_CPUS
+from tpaw_ray.plan import ASKERS, ASKING_CPUS
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Prompt
 
@@ -43,7 +43,7 @@ def generate(store: RunStore, questions: Questions, opponents: Sequence[ActorHan
         _GenerateShard(store, questions, list(opponents)),
         name="generate",
         cpus=ASKING_CPUS,
-        concurrency=min(len(missing), ASKERS_PER_ENGINE * len(opponents)),
+        concurrency=min(len(missing), ASKERS * len(opponents)),
         advance=advance,
     )
 

@@ -1,6 +1,6 @@
-"""Rows of token ids as padded tensors, gathered under a token budget.
+"""Rows of token ids as tensors, gathered under a token budget.
 
-Axes: `S` sequence (a prompt with one response), `T` token.
+Axes: `S` sequence (a prompt with one response), `N` token of all sequences, laid end to end.
 """
 
 from collections.abc import Sequence
@@ -12,56 +12,60 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBatch:
-    """Sequences padded on the right. `response_ST` marks the response tokens, whose log-probabilities count."""
+    """Sequences end to end, without padding. `response_N` marks the response tokens, whose log-probabilities count."""
 
-    input_ids_ST: Tensor
-    attention_ST: Tensor
-    response_ST: Tensor
+    input_ids_N: Tensor
+    response_N: Tensor
+    lengths: tuple[int, ...]
+    """Tokens of each sequence, prompt included: `S` of them."""
 
     def to(self, device: torch.device | str) -> "TokenBatch":
-        return TokenBatch(
-            input_ids_ST=self.input_ids_ST.to(device),
-            attention_ST=self.attention_ST.to(device),
-            response_ST=self.response_ST.to(device),
-        )
+        return TokenBatch(input_ids_N=self.input_ids_N.to(device), response_N=self.response_N.to(device), lengths=self.lengths)
 
 
 def token_batch(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> TokenBatch:
-    """Pad prompt + response ids to the longest of the batch.
+    """Lay prompts and their responses end to end. Every prompt has a token at least.
 
-    Padding ids are 0: causal attention keeps them from every real position, whatever token 0 means.
-
-    >>> token_batch([[5, 6], [5]], [[7], [8, 9, 2]]).input_ids_ST.tolist()
-    [[5, 6, 7, 0], [5, 8, 9, 2]]
+    >>> batch = token_batch([[5, 6], [5]], [[7], [8, 9]])
+    >>> batch.input_ids_N.tolist(), batch.lengths
+    ([5, 6, 7, 5, 8, 9], (3, 3))
     """
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    input_ids_ST = torch.zeros((len(lengths), max(lengths)), dtype=torch.long)
-    attention_ST = torch.zeros_like(input_ids_ST)
-    response_ST = torch.zeros_like(input_ids_ST, dtype=torch.bool)
-    for index, (prompt, response, length) in enumerate(zip(prompts, responses, lengths, strict=True)):
-        input_ids_ST[index, :length] = torch.as_tensor([*prompt, *response])
-        attention_ST[index, :length] = 1
-        response_ST[index, len(prompt) : length] = True
-    return TokenBatch(input_ids_ST=input_ids_ST, attention_ST=attention_ST, response_ST=response_ST)
+    ids: list[int] = []
+    response: list[bool] = []
+    lengths = []
+    for prompt, said in zip(prompts, responses, strict=True):
+        ids += prompt
+        ids += said
+        response += [False] * len(prompt) + [True] * len(said)
+        lengths.append(len(prompt) + len(said))
+    return TokenBatch(input_ids_N=torch.tensor(ids), response_N=torch.tensor(response), lengths=tuple(lengths))
 
 
-def gather_by_tokens(lengths: Sequence[int], budget: int, sizes: Sequence[int] | None = None) -> list[list[int]]:
-    """Gather items into batches of like length whose padded size stays within a budget of tokens.
+def cost(lengths: Sequence[int], *, packed: bool) -> int:
+    """Tokens a model runs through for sequences of these lengths: their sum, or padded to the longest.
 
-    Item `i` brings `sizes[i]` sequences (1 by default), the longest of `lengths[i]` tokens. An item that alone exceeds the
-    budget forms a batch of its own. Longest batches come first, so that a lack of memory shows at once.
+    >>> cost([3, 5], packed=True), cost([3, 5], packed=False)
+    (8, 10)
+    """
+    return sum(lengths) if packed else max(lengths, default=0) * len(lengths)
 
-    >>> gather_by_tokens([10, 3, 9, 4], budget=20)
+
+def gather_by_tokens(items: Sequence[Sequence[int]], budget: int, *, packed: bool) -> list[list[int]]:
+    """Gather items of like length into batches whose cost stays within a budget of tokens.
+
+    Item `i` brings sequences of the lengths `items[i]`. An item that alone exceeds the budget forms a batch of its own. Longest
+    come first, so that a lack of memory shows at once.
+
+    >>> gather_by_tokens([[10], [3], [9], [4]], 20, packed=False)
     [[0, 2], [3, 1]]
     """
-    sizes = sizes or [1] * len(lengths)
     batches: list[list[int]] = []
-    longest = count = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and longest * (count + sizes[index]) <= budget:
+    held: list[int] = []
+    for index in sorted(range(len(items)), key=lambda i: (-max(items[i]), i)):
+        if batches and cost([*held, *items[index]], packed=packed) <= budget:
             batches[-1].append(index)
-            count += sizes[index]
+            held += items[index]
         else:
             batches.append([index])
-            longest, count = lengths[index], sizes[index]
+            held = list(items[index])
     return batches

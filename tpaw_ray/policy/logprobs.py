@@ -3,7 +3,8 @@
 The head runs on response positions only, in chunks that are recomputed in the backward pass, so that the log-softmax of a
 whole sequence × vocabulary never exists.
 
-Axes: `S` sequence, `T` token, `R` response token of the batch, `C` those of a chunk, `D` hidden, `V` vocabulary.
+Axes: `S` sequence, `T` token of a padded row, `N` token of all sequences end to end, `R` response token, `C` those of a chunk,
+`D` hidden, `V` vocabulary.
 """
 
 import torch
@@ -12,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from tpaw_ray.errors import CheckpointError
-from tpaw_ray.policy.batch import TokenBatch
+from tpaw_ray.policy.attention import PACKED
+from tpaw_ray.policy.batch import TokenBatch, token_batch
 
 CHUNK = 512
 """Response tokens whose logits exist at once: 512 × 152 k × 4 bytes = 0.3 GB."""
@@ -28,22 +30,56 @@ class Policy(nn.Module):
         config = model.config.get_text_config()
         self.softcap = getattr(config, "final_logit_softcapping", None)
 
+    @property
+    def packed(self) -> bool:
+        """Whether the model takes sequences end to end; otherwise they are padded to the longest."""
+        return self.model.config._attn_implementation in PACKED
+
     def forward(self, batch: TokenBatch) -> Tensor:
         """Summed log-probabilities in nats, end token included, not divided by length. Returns float32 `[S]`."""
-        hidden_STD = self.model.base_model(
-            input_ids=batch.input_ids_ST, attention_mask=batch.attention_ST, use_cache=False
-        ).last_hidden_state
-        predicted_ST = batch.response_ST[:, 1:]  # the hidden state before a token predicts it
-        hidden_RD = hidden_STD[:, :-1][predicted_ST]
-        labels_R = batch.input_ids_ST[:, 1:][predicted_ST]
+        hidden_ND = self.hidden(batch)
+        predicted_N = batch.response_N[1:]  # the hidden state before a token predicts it
+        hidden_RD = hidden_ND[:-1][predicted_N]
+        labels_R = batch.input_ids_N[1:][predicted_N]
         logps_R = torch.cat(
             [
                 checkpoint(self._chunk_logps, hidden_CD, labels_C, use_reentrant=False)
                 for hidden_CD, labels_C in zip(hidden_RD.split(self.chunk), labels_R.split(self.chunk), strict=True)
             ]
         )
-        sequence_R = predicted_ST.nonzero()[:, 0]
-        return logps_R.new_zeros(len(predicted_ST)).index_add(0, sequence_R, logps_R)
+        lengths_S = torch.tensor(batch.lengths, device=logps_R.device)
+        sequence_N = torch.arange(len(lengths_S), device=logps_R.device).repeat_interleave(lengths_S)
+        return logps_R.new_zeros(len(lengths_S)).index_add(0, sequence_N[1:][predicted_N], logps_R)
+
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """The model's last hidden states. Returns `[N, D]`."""
+        if not self.packed:
+            return self._hidden_padded(batch)
+        lengths_S = torch.tensor(batch.lengths)
+        ends_S = lengths_S.cumsum(0)
+        positions_N = torch.arange(int(ends_S[-1])) - (ends_S - lengths_S).repeat_interleave(lengths_S)
+        device = batch.input_ids_N.device
+        borders = torch.nn.functional.pad(ends_S, (1, 0)).to(device, torch.int32)
+        longest = max(batch.lengths)
+        return self.model.base_model(
+            input_ids=batch.input_ids_N[None],
+            position_ids=positions_N[None].to(device),
+            use_cache=False,
+            cu_seq_lens_q=borders,
+            cu_seq_lens_k=borders,
+            max_length_q=longest,
+            max_length_k=longest,
+        ).last_hidden_state[0]
+
+    def _hidden_padded(self, batch: TokenBatch) -> Tensor:
+        # Padded on the right with 0: causal attention keeps it from every real position, whatever token 0 means.
+        device = batch.input_ids_N.device
+        lengths_S = torch.tensor(batch.lengths, device=device)
+        real_ST = torch.arange(max(batch.lengths), device=device) < lengths_S[:, None]
+        input_ids_ST = torch.zeros_like(real_ST, dtype=torch.long)
+        input_ids_ST[real_ST] = batch.input_ids_N
+        output = self.model.base_model(input_ids=input_ids_ST, attention_mask=real_ST.long(), use_cache=False)
+        return output.last_hidden_state[real_ST]
 
     def _chunk_logps(self, hidden_CD: Tensor, labels_C: Tensor) -> Tensor:
         return self.logits(hidden_CD).float().log_softmax(-1).gather(-1, labels_C[:, None])[:, 0]
@@ -55,18 +91,23 @@ class Policy(nn.Module):
 
 
 @torch.no_grad()
-def check_head(policy: Policy) -> None:
-    """Make sure that head and decoder, run apart, give the model's own logits.
+def check_policy(policy: Policy) -> None:
+    """Make sure that head and decoder, run apart, give the model's own logits, and that packed sequences do not see each other.
 
     Raises:
-        CheckpointError: for an architecture that does more between its last hidden state and its logits.
+        CheckpointError: for an architecture that does more between its last hidden state and its logits, or that does not
+            hand on where sequences begin.
     """
+    name = type(policy.model).__name__
     device = next(policy.parameters()).device
-    input_ids = torch.arange(4, device=device)[None] % policy.model.config.get_text_config().vocab_size
+    vocabulary = policy.model.config.get_text_config().vocab_size
+    input_ids = torch.arange(4, device=device)[None] % vocabulary
     expected = policy.model(input_ids=input_ids, use_cache=False).logits.float()
     found = policy.logits(policy.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state).float()
     if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
-        name = type(policy.model).__name__
         raise CheckpointError(
             f"{name}: its logits are not a linear head on the last hidden state; this architecture is not supported"
         )
+    one, other = (policy.hidden(token_batch([first, [1, 2]], [[3], [4]]).to(device))[3:].float() for first in ([1, 2], [5, 6]))
+    if not torch.allclose(one, other, rtol=1e-3, atol=1e-3):
+        raise CheckpointError(f"{name}: packed sequences see each other in this architecture; set model.attention to sdpa")

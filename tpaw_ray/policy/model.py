@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tpaw_ray.errors import CheckpointError
+from tpaw_ray.policy.attention import choose_attention
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -26,7 +27,7 @@ def load_model(path: str, *, precision: str, attention: str = "auto", trust_remo
             path,
             output_loading_info=True,
             dtype=DTYPES[precision],
-            attn_implementation=choose_attention(attention),
+            attn_implementation=choose_attention(attention, precision),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             **_without_dropout(path),
@@ -39,15 +40,6 @@ def load_model(path: str, *, precision: str, attention: str = "auto", trust_remo
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         raise CheckpointError(f"{path}: the weights lack {', '.join(absent[:3])}{more}; expected every tensor of the model")
     return cast(PreTrainedModel, model)
-
-
-def choose_attention(attention: str) -> str:
-    """`auto` becomes FlashAttention-2 where a GPU and the package are there, SDPA elsewhere."""
-    if attention != "auto":
-        return attention
-    from transformers.utils import is_flash_attn_2_available
-
-    return "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
 
 
 def _without_dropout(path: str) -> dict[str, float]:

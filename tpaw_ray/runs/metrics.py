@@ -42,7 +42,7 @@ class StepMetrics:
     sequences: int
     """Sequences run forward and backward; a target that stands in several triplets runs once."""
     tokens: int
-    """Their tokens, padding included."""
+    """Their tokens, prompts included, padding not."""
     tokens_per_s: float
     seconds: float
 

@@ -16,11 +16,13 @@ written last, with counts and the checksum of every file; a stage without one is
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -121,11 +123,21 @@ class RunStore:
         except ValueError as error:
             raise RunError(f"{path}: not valid JSON ({error}); the run is damaged there") from error
 
-    def write_rows(self, path: str, rows: list[Row], row_type: type[Row]) -> None:
-        """Write rows as one Parquet file, whole or not at all."""
+    def write_rows(self, path: str, rows: list[Row], row_type: type[Row], *, key: str = "") -> None:
+        """Write rows as one Parquet file, whole or not at all. `key` is kept with them for `key_of`."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table_of(rows, row_type), sink, compression="zstd")
+        table = table_of(rows, row_type).replace_schema_metadata({"key": key} if key else None)
+        pq.write_table(table, sink, compression="zstd")
         self.write_bytes(path, sink.getvalue().to_pybytes())
+
+    def key_of(self, path: str) -> str:
+        """The key a file of rows was written with; empty where it has none or cannot be read."""
+        try:
+            with self.filesystem.open_input_file(path) as source:
+                metadata = pq.ParquetFile(source).schema_arrow.metadata or {}
+        except (OSError, pa.ArrowInvalid):
+            return ""
+        return bytes(metadata.get(b"key", b"")).decode()
 
     def read_rows(self, path: str, row_type: type[Row]) -> list[Row]:
         """The rows of a Parquet file. Raises `RunError` naming the file when it cannot be read or lacks a column."""
@@ -152,6 +164,11 @@ class RunStore:
         except (OSError, pa.ArrowInvalid) as error:
             raise RunError(f"{path}: cannot be read as Parquet ({error}); remove its folder to have it made again") from error
 
+    def num_tokens(self, path: str, column: str, take: int | None = None) -> int:
+        """Tokens in a column of token ids, in the first `take` rows. Raises `RunError` as `read_table` does."""
+        lengths = pc.list_value_length(self.read_table(path)[column].slice(0, take))
+        return int(pc.sum(lengths).as_py() or 0)
+
     def files(self, directory: str) -> list[str]:
         """Finished files of a stage's folder, sorted, without its marker. An absent folder has none."""
         found = self.filesystem.get_file_info(fs.FileSelector(directory, allow_not_found=True, recursive=True))
@@ -160,14 +177,14 @@ class RunStore:
 
     # Committing.
 
-    def commit(self, directory: str, **counts: float | None) -> None:
-        """Mark a stage as done: its counts, and size and SHA-256 of every file in its folder."""
+    def commit(self, directory: str, **counts: float | str | None) -> None:
+        """Mark a stage as done: its counts, when it ended (Unix time), and size and SHA-256 of every file in its folder."""
         files = {
             path.removeprefix(f"{directory}/"): {"bytes": size, "sha256": digest}
             for path in self.files(directory)
-            for size, digest in (self._checksum(path),)
+            for size, digest in (self._measure(path),)
         }
-        self.write_json(f"{directory}/{MARKER}", {"counts": counts, "files": files})
+        self.write_json(f"{directory}/{MARKER}", {"counts": counts, "ended": round(time.time(), 3), "files": files})
 
     def is_committed(self, directory: str) -> bool:
         return self.exists(f"{directory}/{MARKER}")
@@ -184,11 +201,19 @@ class RunStore:
         """
         for name, expected in self.read_json(f"{directory}/{MARKER}")["files"].items():
             path = f"{directory}/{name}"
-            found = self._checksum(path) if self.exists(path) else None
+            found = self._measure(path) if self.exists(path) else None
             if found != (expected["bytes"], expected["sha256"]):
                 raise RunError(f"{path}: differs from what was committed; remove {directory} to have it made again")
 
-    def _checksum(self, path: str) -> tuple[int, str]:
+    def checksums(self, directory: str) -> dict[str, str]:
+        """The SHA-256 of every file of a committed stage, from its marker."""
+        return {name: found["sha256"] for name, found in self.read_json(f"{directory}/{MARKER}")["files"].items()}
+
+    def checksum(self, path: str) -> str:
+        """The SHA-256 of a file."""
+        return self._measure(path)[1]
+
+    def _measure(self, path: str) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
         with self.filesystem.open_input_stream(path) as stream:
             while block := stream.read(1 << 20):

@@ -25,6 +25,8 @@ class Row:
     margin: float | None
     seconds: dict[str, float]
     sequences: dict[str, int]
+    tokens: dict[str, int]
+    """Run through a model by each stage, prompts included, padding not."""
 
 
 class Summary:
@@ -52,6 +54,7 @@ class Summary:
             target_logp=counts["evaluate"][0]["target_logp"],
             seconds={stage: round(sum(count["seconds"] for count in counts[stage]), 3) for stage in STAGES},
             sequences={stage: sum(count["sequences"] for count in counts[stage]) for stage in STAGES},
+            tokens={stage: sum(count["tokens"] for count in counts[stage]) for stage in STAGES},
             **rewards,
         )
 

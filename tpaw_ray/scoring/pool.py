@@ -9,39 +9,43 @@ import ray
 from tpaw_ray.config import Config
 from tpaw_ray.data.stage import for_each_shard
 from tpaw_ray.errors import RunError
-from tpaw_ray.plan import ASKING_CPUS
+from tpaw_ray.plan import ASKERS, ASKING_CPUS
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.scoring.scorer import Scorer
-from tpaw_ray.scoring.shards import ScoreShard
+from tpaw_ray.scoring.shards import ScoreShard, is_scored
 
 MAX_RESTARTS = 3
 """How often Ray replaces a scorer's process that ended unasked; what it worked on is asked again."""
 
 
 class ScorerPool:
-    """The scorers of a run, started at once. A shard whose file exists was finished earlier and is not done again.
+    """The scorers of a run, started at once. A shard whose numbers stand is not done again.
 
     Example: `ScorerPool(config, store).score(target_shards(store, 0, "train", store.target_scores(0)), advance)`.
     """
 
     def __init__(self, config: Config, store: RunStore) -> None:
+        self.config = config
         self.store = store
         actor: Any = ray.remote(Scorer).options(
             num_cpus=config.scoring.cpus,
             num_gpus=config.scoring.gpus,
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,
+            max_concurrency=ASKERS,
         )
         self.scorers = [actor.remote(config, store) for _ in range(config.scoring.workers)]
 
     def score(self, shards: Iterable[ScoreShard], advance: Callable[[int], None]) -> int:
-        """Score what is not scored yet; calls `advance(sequences)` as shards finish. Returns the sequences scored now.
+        """Score what is not scored yet, in the order given; calls `advance(sequences)` as shards finish.
+
+        Returns the sequences scored now.
 
         Raises:
             CheckpointError: when a player's model cannot be loaded or used.
             RunError: when a table cannot be read, or a scorer is gone for good.
         """
-        missing = [asdict(shard) for shard in shards if not self.store.exists(shard.output)]
+        missing = [asdict(shard) for shard in shards if not is_scored(shard, self.store, self.config)]
         if not missing:
             return 0
         done = for_each_shard(
@@ -49,14 +53,14 @@ class ScorerPool:
             _AskScorer(self.scorers),
             name="score",
             cpus=ASKING_CPUS,
-            concurrency=min(len(missing), 2 * len(self.scorers)),
+            concurrency=min(len(missing), ASKERS * len(self.scorers)),
             advance=advance,
         )
         ray.get([scorer.rest.remote() for scorer in self.scorers])
         return done
 
     def close(self) -> None:
-        """End the scorers."""
+        """End the scorers, whatever they do."""
         for scorer in self.scorers:
             ray.kill(scorer)
 

@@ -5,12 +5,14 @@ Torch is imported in the actor's process only.
 
 import gc
 import os
+import threading
+import time
 from typing import TYPE_CHECKING
 
 from tpaw_ray.config import Config
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Prompt, Score
-from tpaw_ray.scoring.shards import ScoreShard
+from tpaw_ray.scoring.shards import ScoreShard, score_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +20,14 @@ if TYPE_CHECKING:
     from tpaw_ray.policy.logprobs import Policy
 
 
+POLL_S = 0.2
+
+
 class Scorer:
-    """Keeps one player's model loaded; work comes sorted by player, so it seldom changes."""
+    """Keeps one player's model loaded; work comes sorted by player, so it seldom changes.
+
+    Ray runs several calls at once: one computes, others wait for their generations without holding it up.
+    """
 
     def __init__(self, config: Config, store: RunStore) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu" if not config.scoring.gpus else "cuda")
@@ -35,11 +43,18 @@ class Scorer:
         self.store = store
         self.device = "cuda" if config.scoring.gpus else "cpu"
         self.loaded = ""
+        self.computing = threading.Lock()
 
     def score(self, shard: ScoreShard) -> int:
-        """Score a shard and write its numbers; returns how many."""
-        self._load(shard.checkpoint)
-        prompts = self.store.read_rows(shard.prompts, Prompt)
+        """Score a shard, once its generations are there, and write its numbers; returns how many."""
+        while shard.generations and not self.store.exists(shard.generations):
+            time.sleep(POLL_S)
+        with self.computing:
+            return self._score(shard)
+
+    def _score(self, shard: ScoreShard) -> int:
+        self._load(self.store.checkpoint(shard.player))
+        prompts = self.store.read_rows(shard.prompts, Prompt)[: shard.take]
         if shard.generations:
             said = {row.prompt_id: row.generated_tokens for row in self.store.read_rows(shard.generations, Generation)}
             responses = [said[prompt.prompt_id] for prompt in prompts]
@@ -51,7 +66,7 @@ class Scorer:
             Score(player=shard.player, response_id=prompt.prompt_id, logp=logp)
             for prompt, logp in zip(prompts, logps, strict=True)
         ]
-        self.store.write_rows(shard.output, scores, Score)
+        self.store.write_rows(shard.output, scores, Score, key=score_key(shard, self.store, self.config))
         return len(scores)
 
     def rest(self) -> None:
@@ -67,7 +82,7 @@ class Scorer:
     def _load(self, checkpoint: str) -> None:
         if self.loaded == checkpoint:
             return
-        from tpaw_ray.policy.logprobs import Policy, check_head
+        from tpaw_ray.policy.logprobs import Policy, check_policy
         from tpaw_ray.policy.model import load_model
 
         self.rest()  # two players at once may be more than the device holds
@@ -78,7 +93,7 @@ class Scorer:
             trust_remote_code=self.config.model.trust_remote_code,
         )
         self.policy = Policy(model).to(self.device).eval()
-        check_head(self.policy)
+        check_policy(self.policy)
         self.loaded = checkpoint
 
 
@@ -94,9 +109,9 @@ def response_logps(
 
     from tpaw_ray.policy.batch import gather_by_tokens, token_batch
 
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    lengths = [[len(prompt) + len(response)] for prompt, response in zip(prompts, responses, strict=True)]
     logps = [0.0] * len(lengths)
-    for indices in gather_by_tokens(lengths, batch_tokens):
+    for indices in gather_by_tokens(lengths, batch_tokens, packed=policy.packed):
         batch = token_batch([prompts[i] for i in indices], [responses[i] for i in indices])
         with torch.inference_mode():
             found = policy(batch.to(device)).tolist()
