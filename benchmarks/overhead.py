@@ -34,6 +34,16 @@ def intervals(store: RunStore) -> dict[str, list[Interval]]:
     return found
 
 
+def picture(stages: dict[str, list[Interval]], begin: float, end: float, width: int = 100) -> str:
+    """A line a stage, with a mark where it worked."""
+    lines = []
+    for stage, spans in sorted(stages.items(), key=lambda item: min(item[1])):
+        cells = [begin + (end - begin) * (cell + 0.5) / width for cell in range(width)]
+        marks = "".join("█" if any(first <= at <= last for first, last in spans) else "·" for at in cells)
+        lines.append(f"{stage:<9} {marks}")
+    return "\n".join(lines)
+
+
 def covered(spans: list[Interval], begin: float, end: float) -> float:
     """Seconds between `begin` and `end` in which at least one span goes on.
 
@@ -73,6 +83,7 @@ def main(
         "config": config,
         "overrides": overrides,
     }
+    print(picture(stages, started, ended))
     print(f"overhead ratio={row['ratio']:.2f}  {row}")
     record("overhead", row)
 

@@ -340,6 +340,12 @@ def test_fresh_opponents_with_frozen_weights_and_two_workers_terminated_in_betwe
     assert [row["sequences"]["score"] for row in rows] == [0, 2 * N, 5 * N]
     spoken = {(pair.iteration, pair.opponent) for pair in rows_in(store, store.pairs(1), Pair)}
     assert spoken == {(1, 1), (1, 0)}
+    # The old opponent spoke for the coming iteration while the learner trained, before the new checkpoint was evaluated.
+    ahead, evaluated = (
+        store.read_json(f"{directory}/committed.json")["ended"]
+        for directory in (f"{store.iteration(1)}/rollouts/opponent-000", store.evaluation(1))
+    )
+    assert ahead < evaluated
     again, before = (
         {row.prompt_id: row.generated_tokens for row in rows_in(store, f"{store.iteration(t)}/rollouts/opponent-000", Generation)}
         for t in (1, 0)

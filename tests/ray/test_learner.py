@@ -3,6 +3,7 @@
 import math
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -224,3 +225,14 @@ def test_a_loss_that_is_not_a_number_stops_the_update_and_names_prompts(ray_sess
     learner.close()
     assert rows == []  # and it was not tried again
     assert not store.exists(store.checkpoint(1))
+
+
+def test_an_update_that_is_broken_off_ends_at_once_and_makes_no_checkpoint(ray_session, tmp_path, tiny_model, team_pairs):
+    store = make_run(tmp_path, tiny_model, team_pairs)
+    learner = Learner(config_of(tmp_path), store)
+    with ThreadPoolExecutor(1) as thread:
+        update = thread.submit(learner.update, 0, lambda rows: None)
+        learner.break_off()
+        with pytest.raises(LearnerError, match=r"iteration 0: the (update was broken off|learner ended without its checkpoint)"):
+            update.result(timeout=60)
+    assert not store.is_committed(store.checkpoint(1))

@@ -1,7 +1,8 @@
 """How a stage walks its shards on Ray Data: a task a shard, counts as shards finish, errors as they were raised."""
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import ray
@@ -38,13 +39,14 @@ def for_each_shard(
     tasks = ray.data.from_items(list(shards), override_num_blocks=len(shards))
     results = tasks.map(_Guarded(work, name), num_cpus=cpus, concurrency=concurrency)
     # Without prefetching, which holds a finished shard back until the next one is done.
-    finished: Iterator[Any] = iter(results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
-    for table in finished:
-        for row in table.to_pylist():
-            if row["error"]:
-                raise pickle.loads(row["error"])
-            done += row["count"]
-            advance(row["count"])
+    tables: Any = iter(results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
+    with closing(tables):  # an iterator that is left to the garbage collector would start Ray again after its end
+        for table in tables:
+            for row in table.to_pylist():
+                if row["error"]:
+                    raise pickle.loads(row["error"])
+                done += row["count"]
+                advance(row["count"])
     return done
 
 
