@@ -36,7 +36,13 @@ def config_of(settings: dict[str, Any], root: str) -> Any:
 
 def ours(settings: dict[str, Any]) -> Figures:
     """Steps of `tpaw_ray.learner.worker.update` in this process, with DeepSpeed on one worker."""
-    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
+    os.environ |= {
+        "DS_ACCELERATOR": "cpu",
+        "LOCAL_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29533",
+    }
     import torch
     from torch import distributed
 

@@ -50,7 +50,7 @@ def run(sides: Sides, settings: dict[str, Any]) -> None:
     found = {which: _in_process(sides.name, which) for which in ("theirs", "ours")}
     ratio = found["ours"][sides.figure] / found["theirs"][sides.figure]
     print(f"{sides.name} ratio={ratio:.2f}  ours {found['ours']}  theirs {found['theirs']}")
-    record(sides.name, {"ratio": round(ratio, 3), "figure": sides.figure, **found, "settings": settings})
+    record(sides.name, {"ratio": round(ratio, 3), "figure": sides.figure, **found, "settings": _without_places(settings)})
 
 
 def record(name: str, row: dict[str, Any]) -> None:
@@ -60,6 +60,11 @@ def record(name: str, row: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"benchmark": name, "date": date.today().isoformat(), **row, "machine": machine}) + "\n")
+
+
+def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
+    # Where files lie on a machine says nothing: folder and name are enough.
+    return {key: "/".join(Path(value).parts[-2:]) if isinstance(value, str) else value for key, value in settings.items()}
 
 
 def _in_process(name: str, side: str) -> Figures:

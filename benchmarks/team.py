@@ -46,7 +46,13 @@ def rounds_of(prompts: list[Prompt]) -> list[list[list[int]]]:
 
 def ours(settings: dict[str, Any]) -> Figures:
     """Score what is new, then `tpaw_ray.learner.worker.update` with DeepSpeed on one worker."""
-    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29534"}
+    os.environ |= {
+        "DS_ACCELERATOR": "cpu",
+        "LOCAL_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29534",
+    }
     import torch
     from torch import distributed
 
