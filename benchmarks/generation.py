@@ -50,6 +50,7 @@ def ours(settings: dict[str, Any]) -> Figures:
         roster.wait_ready(0)
 
         def rollout(iteration: int, limit: int | None) -> str:
+            """Have the opponent answer; returns the folder of what it said."""
             output = store.path(f"rollout-{iteration}")
             asked = Questions(
                 split="train",

@@ -78,6 +78,22 @@ def _in_process(name: str, side: str) -> Figures:
     return figures
 
 
+def start_worker() -> None:
+    """Make this process the only worker of a group on the CPU, as Ray Train would, with all cores."""
+    os.environ |= {
+        "DS_ACCELERATOR": "cpu",
+        "LOCAL_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29533",
+    }
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    distributed.init_process_group("gloo", rank=0, world_size=1)
+
+
 def example_config(**sections: Any) -> Config:
     """A config for SmolLM2 on GSM8K; `sections` are merged over it."""
     base = {

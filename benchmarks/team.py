@@ -12,7 +12,7 @@ import time
 from typing import Annotated, Any
 
 import typer
-from sides import Figures, Sides, example_config, real_prompts, run
+from sides import Figures, Sides, example_config, real_prompts, run, start_worker
 
 from tpaw_ray.config import Config
 from tpaw_ray.schema import Prompt
@@ -23,6 +23,7 @@ LEARNING_RATE = 5e-7
 
 
 def config_of(settings: dict[str, Any], root: str) -> Config:
+    """The config of our side."""
     return example_config(
         run={"name": "team", "root": root},
         model={"path": settings["model"]},
@@ -46,16 +47,7 @@ def rounds_of(prompts: list[Prompt]) -> list[list[list[int]]]:
 
 def ours(settings: dict[str, Any]) -> Figures:
     """Score what is new, then `tpaw_ray.learner.worker.update` with DeepSpeed on one worker."""
-    os.environ |= {
-        "DS_ACCELERATOR": "cpu",
-        "LOCAL_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29534",
-    }
-    import torch
-    from torch import distributed
-
+    start_worker()
     from tpaw_ray.learner.worker import update
     from tpaw_ray.policy.logprobs import Policy
     from tpaw_ray.policy.model import load_model
@@ -64,8 +56,6 @@ def ours(settings: dict[str, Any]) -> Figures:
     from tpaw_ray.schema import Pair
     from tpaw_ray.scoring.scorer import response_logps
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    distributed.init_process_group("gloo", rank=0, world_size=1)
     with tempfile.TemporaryDirectory() as root:
         config = config_of(settings, root)
         prompts = real_prompts(config, settings["prompts"])

@@ -156,6 +156,7 @@ class Tally:
         self.work = torch.zeros(2, dtype=torch.float64, device=device)  # sequences, tokens
 
     def add(self, losses: TeamLoss, logps_S: Tensor, batch: TripletBatch, eta: float) -> None:
+        """Count a micro-batch."""
         targets_BK, generated_BK = losses.target_rewards_BK.detach(), losses.generated_rewards_BK.detach()
         lengths_S = batch.response_lengths_S
         per_triplet = (
@@ -176,6 +177,7 @@ class Tally:
         )
 
     def metrics(self, *, players: list[int], seconds: float, **where: float | None) -> StepMetrics:
+        """The means of the step over all workers; every worker must call it."""
         sums = torch.cat([self.sums, self.work])
         distributed.all_reduce(sums)
         distributed.all_reduce(self.drift, op=distributed.ReduceOp.MAX)
