@@ -9,7 +9,7 @@ import time
 from typing import Annotated, Any
 
 import typer
-from sides import Figures, Sides, example_config, real_prompts, run
+from sides import TORCH_NAMES, Figures, Sides, chosen_precision, example_config, real_prompts, run
 
 from tpaw_ray.config import Config
 
@@ -23,6 +23,7 @@ def config_of(settings: dict[str, Any], root: str) -> Config:
         data={"path": settings["data"], "limit": settings["prompts"]},
         sampling={"max_new_tokens": settings["new_tokens"]},
         opponents={"batch": BATCH},
+        learner={"precision": settings["precision"]},
     )
 
 
@@ -34,6 +35,7 @@ def ours(settings: dict[str, Any]) -> Figures:
     from tpaw_ray.opponents.messages import EngineSettings, Sampling
     from tpaw_ray.opponents.rollouts import Questions, generate
     from tpaw_ray.opponents.roster import Roster
+    from tpaw_ray.plan import shards_asked
     from tpaw_ray.runs.store import RunStore
     from tpaw_ray.schema import Generation
 
@@ -61,7 +63,7 @@ def ours(settings: dict[str, Any]) -> Figures:
                 run_seed=0,
                 output=output,
             )
-            generate(store, asked, roster.opponents(0), lambda count: None)
+            generate(store, asked, roster.opponents(0), lambda count: None, at_once=shards_asked(config))
             return output
 
         rollout(0, 8)
@@ -83,7 +85,7 @@ def theirs(settings: dict[str, Any]) -> Figures:
     prompts = [{"prompt_token_ids": list(prompt.prompt_tokens)} for prompt in real_prompts(config, settings["prompts"])]
     llm = LLM(
         settings["model"],
-        dtype="bfloat16",
+        dtype=TORCH_NAMES[settings["precision"]],
         max_model_len=config.data.max_length,
         max_num_seqs=BATCH,
         enforce_eager=True,
@@ -103,10 +105,17 @@ def main(
     data: Annotated[str, typer.Option(help="GSM8K's train.jsonl.")] = "../shared/data/gsm8k/train.jsonl",
     prompts: int = 192,
     new_tokens: int = 192,
+    precision: Annotated[str, typer.Option(help="bf16, fp32, or auto: what the processor multiplies in.")] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="64 prompts.")] = False,
 ) -> None:
     """Compare generated tokens a second."""
-    settings = {"model": model, "data": data, "prompts": 64 if quick else prompts, "new_tokens": new_tokens}
+    settings = {
+        "model": model,
+        "data": data,
+        "prompts": 64 if quick else prompts,
+        "new_tokens": new_tokens,
+        "precision": chosen_precision(precision),
+    }
     run(Sides(name="generation", ours=ours, theirs=theirs, figure="tokens_per_s"), settings)
 
 

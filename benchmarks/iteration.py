@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from sides import Figures, Sides, run
+from sides import TORCH_NAMES, Figures, Sides, chosen_precision, run
 
 GLOBAL_BATCH = 8
 NEW_TOKENS = 192
@@ -36,6 +36,7 @@ def ours(settings: dict[str, Any]) -> Figures:
             "learner.epochs": 1,
             "learner.global_batch": GLOBAL_BATCH,
             "learner.learning_rate": LEARNING_RATE,
+            "learner.precision": settings["precision"],
         }
         started = time.perf_counter()
         arguments = [f"{key}={value}" for key, value in overrides.items()]
@@ -59,7 +60,7 @@ def theirs(settings: dict[str, Any]) -> Figures:
     tokenizer = load_tokenizer(config.model)
     tokenizer.padding_side = "left"
     prompts = real_prompts(config, settings["prompts"])
-    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=getattr(torch, TORCH_NAMES[settings["precision"]]))
     texts = [tokenizer.decode(prompt.prompt_tokens) for prompt in prompts]
     said = []
     for begin in range(0, len(texts), 48):
@@ -85,7 +86,7 @@ def theirs(settings: dict[str, Any]) -> Figures:
                 max_length=None,
                 beta=0.1,
                 use_cpu=True,
-                bf16=True,
+                bf16=settings["precision"] == "bf16",
                 report_to=[],
                 save_strategy="no",
             ),
@@ -106,10 +107,11 @@ def main(
     model: Annotated[str, typer.Option(help="Folder of the model.")] = "models/smollm2-135m",
     data: Annotated[str, typer.Option(help="GSM8K's train.jsonl.")] = "../shared/data/gsm8k/train.jsonl",
     prompts: int = 48,
+    precision: Annotated[str, typer.Option(help="bf16, fp32, or auto: what the processor multiplies in.")] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="8 prompts.")] = False,
 ) -> None:
     """Compare prompts a second from start to end."""
-    settings = {"model": model, "data": data, "prompts": 8 if quick else prompts}
+    settings = {"model": model, "data": data, "prompts": 8 if quick else prompts, "precision": chosen_precision(precision)}
     run(Sides(name="iteration", ours=ours, theirs=theirs, figure="prompts_per_s"), settings)
 
 

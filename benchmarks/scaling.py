@@ -12,15 +12,17 @@ from typing import Annotated
 
 import ray
 import typer
-from sides import record
+from sides import example_config, record
 
 from tpaw_ray.launch import connect
 from tpaw_ray.opponents.messages import Request, Response, Sampling
 from tpaw_ray.opponents.rollouts import Questions, generate
+from tpaw_ray.plan import shards_asked
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Prompt
 
 BATCH = 64
+SHARD = 128
 SEQUENCE_S = 2.0
 
 
@@ -41,6 +43,7 @@ class PacedOpponent:
 
 def rate(store: RunStore, replicas: int, shards: int) -> float:
     """Responses a second of so many opponents, each with the same amount of work, warm."""
+    config = example_config(opponents={"replicas": replicas, "batch": BATCH}, data={"shard_size": SHARD})
     opponents = [ray.remote(PacedOpponent).options(num_cpus=0, max_concurrency=1000).remote() for _ in range(replicas)]
 
     def ask(limit: int, name: str) -> None:
@@ -53,10 +56,10 @@ def rate(store: RunStore, replicas: int, shards: int) -> float:
             run_seed=0,
             output=store.path(f"{name}-{replicas}"),
         )
-        generate(store, asked, opponents, lambda count: None)
+        generate(store, asked, opponents, lambda count: None, at_once=shards_asked(config))
 
     ask(1, "warm")
-    sequences = replicas * shards * 128
+    sequences = replicas * shards * SHARD
     started = time.perf_counter()
     ask(sequences, "rollout")
     seconds = time.perf_counter() - started
@@ -67,7 +70,7 @@ def rate(store: RunStore, replicas: int, shards: int) -> float:
 
 def main(
     most: int = 8,
-    shards: Annotated[int, typer.Option(help="Shards of 128 prompts for each opponent.")] = 16,
+    shards: Annotated[int, typer.Option(help="Shards of prompts for each opponent.")] = 16,
     quick: Annotated[bool, typer.Option("--quick", help="A quarter of the shards.")] = False,
 ) -> None:
     """Measure how responses a second grow with opponents."""
@@ -78,7 +81,7 @@ def main(
         for index in range(most * shards):
             prompts = [
                 Prompt(prompt_id=f"{index}-{row}", row=row, prompt_tokens=[1] * 100, target_tokens=[1], reference_answer=None)
-                for row in range(128)
+                for row in range(SHARD)
             ]
             store.write_rows(store.shard(store.prompts("train"), index), prompts, Prompt)
         numbers = [2**power for power in range(most.bit_length()) if 2**power <= most]

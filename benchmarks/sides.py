@@ -15,6 +15,7 @@ from typing import Any
 from tpaw_ray.config import Config, resolve_config
 from tpaw_ray.data.prompts import iter_prompts
 from tpaw_ray.data.template import load_tokenizer
+from tpaw_ray.plan import multiplies_bf16
 from tpaw_ray.runs.environment import environment
 from tpaw_ray.schema import Prompt
 
@@ -23,6 +24,7 @@ MODEL = "models/smollm2-135m"
 DATA = "../shared/data/gsm8k/train.jsonl"
 
 Figures = dict[str, float]
+TORCH_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,15 @@ def _in_process(name: str, side: str) -> Figures:
     file.unlink()
     print(f"  {side}: {figures} ({time.perf_counter() - started:.0f} s)", flush=True)
     return figures
+
+
+def chosen_precision(asked: str) -> str:
+    """`auto` becomes bf16 where the processor (or a GPU) multiplies in it, fp32 elsewhere; both sides then run in it."""
+    import torch
+
+    if asked != "auto":
+        return asked
+    return "bf16" if torch.cuda.is_available() or multiplies_bf16() else "fp32"
 
 
 def start_worker() -> None:

@@ -19,6 +19,7 @@ from tpaw_ray.learner.group import Learner
 from tpaw_ray.opponents.messages import Sampling
 from tpaw_ray.opponents.rollouts import Questions, generate
 from tpaw_ray.opponents.roster import Roster
+from tpaw_ray.plan import shards_asked
 from tpaw_ray.policy.start import import_start
 from tpaw_ray.runs.metrics import MetricsLog, StepMetrics
 from tpaw_ray.runs.progress import Reporter
@@ -56,8 +57,10 @@ class SelfPlay:
 
     def run(self) -> None:
         """Play every iteration that is not committed yet; ends with checkpoint `iterations` evaluated."""
-        self.prepare()
         first = self.first_open_iteration()
+        if self.has_to_generate(first):
+            self.host(first)  # its imports take as long as a small data set
+        self.prepare()
         if first < self.config.iterations and not self.store.is_committed(self.store.checkpoint(self.config.iterations)):
             self.learner = self.start_learner()  # takes as long to start as an opponent: both at once
         self.evaluate(first)
@@ -128,6 +131,7 @@ class SelfPlay:
                 ),
                 self.roster.opponents(rollout.opponent),
                 advance,
+                at_once=shards_asked(self.config),
             )
         seconds = time.perf_counter() - started
         tokens = sum(self.store.num_tokens(path, "prompt_tokens") for path in self.store.files(self.store.prompts("train")))
@@ -144,9 +148,10 @@ class SelfPlay:
         shards = shards_to_score(self.store, self.config, iteration, players, self.rollouts_at(iteration))
         total = sum(shard.take for shard in shards)
         with self.reporter.stage(f"[{iteration}] score", total) as advance:
-            self.scorers.score(shards, advance)
+            worked = self.scorers.score(shards, advance)
         seconds = time.perf_counter() - started
-        self.store.commit(output, sequences=total, tokens=num_tokens(shards, self.store), seconds=seconds)
+        tokens = num_tokens(shards, self.store)
+        self.store.commit(output, sequences=total, tokens=tokens, seconds=seconds, waited=seconds - worked)
 
     def pair(self, iteration: int) -> None:
         """Join prompts, rollouts and scores into triplets with the weights at the start of the update."""
@@ -231,8 +236,17 @@ class SelfPlay:
         for checkpoint in self.roster.hosted:
             if checkpoint not in speaking:
                 self.roster.retire(checkpoint)
-        if not self.store.is_committed(self.store.evaluation(iteration + 1)):
+        if self.has_to_generate(iteration + 1) or self.has_to_be_evaluated(iteration + 1):
             self.host(iteration + 1)
+
+    def has_to_generate(self, checkpoint: int) -> bool:
+        """Whether an iteration starts with the checkpoint that lacks its responses."""
+        own = Rollout(iteration=checkpoint, opponent=checkpoint)
+        return checkpoint < self.config.iterations and not self.store.is_committed(self.store.rollout(own))
+
+    def has_to_be_evaluated(self, checkpoint: int) -> bool:
+        """Whether there are held-out prompts that the checkpoint has not answered."""
+        return self.num_heldout() > 0 and not self.store.is_committed(self.store.evaluation(checkpoint))
 
     def dismiss(self) -> None:
         """Break off the work of all actors: a stage beside theirs has failed, or the run is interrupted."""
@@ -284,6 +298,7 @@ class SelfPlay:
                 ),
                 self.roster.opponents(checkpoint),
                 advance,
+                at_once=shards_asked(self.config),
             )
         prompts = [
             row for path in self.store.files(self.store.prompts(evaluation.split)) for row in self.store.read_rows(path, Prompt)

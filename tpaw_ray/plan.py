@@ -18,9 +18,11 @@ _HEAD_CHUNK = 512
 RUNTIME_BYTES = 2 * GIB
 """What torch, vLLM or DeepSpeed take by themselves in a process (2.7 GB were measured for vLLM with a 135 M model)."""
 ASKING_CPUS = 0.05
-"""CPUs Ray sets aside for a task that asks an opponent or a scorer: asking is waiting."""
-ASKERS = 2
-"""Shards under way at once for each engine and each scorer, so that none runs dry at the end of one."""
+"""CPUs Ray sets aside for a process that asks opponents or scorers: asking is waiting."""
+ASKING_THREADS = 32
+"""Shards such a process asks for at once."""
+SCORER_SHARDS = 2
+"""Shards under way at once for each scorer: one is computed, another waits for its generations."""
 PAIRING_CPUS = 0.5
 """CPUs Ray sets aside for a task that joins a shard: short work, so fewer processes that start mean sooner done."""
 
@@ -143,12 +145,12 @@ def run_bytes(size: ModelSize, config: Config, num_prompts: int) -> int:
 def demand(config: Config) -> dict[str, float]:
     """Ray resources that must exist at the same time.
 
-    Engines, scorers and the learner group keep theirs from iteration to iteration. Beside them stand the tasks that ask a
-    checkpoint's engines and the scorers, some of which wait for others, and at another time one pairing task at least.
+    Engines, scorers and the learner group keep theirs from iteration to iteration. Beside them stand the processes that ask
+    a checkpoint's engines and the scorers, and at another time one pairing task at least.
     """
     opponents, learner, scoring = config.opponents, config.learner, config.scoring
     engines = opponents.replicas * (config.window if config.team.data == "fresh" else 1)
-    asking = ASKERS * (opponents.replicas + scoring.workers) * ASKING_CPUS
+    asking = ASKING_CPUS * (num_askers(shards_asked(config)) + num_askers(SCORER_SHARDS * scoring.workers))
     return {
         "CPU": engines * opponents.cpus
         + learner.workers * learner.cpus
@@ -156,6 +158,17 @@ def demand(config: Config) -> dict[str, float]:
         + max(asking, PAIRING_CPUS),
         "GPU": engines * opponents.engine_gpus + learner.workers * learner.gpus + scoring.workers * scoring.gpus,
     }
+
+
+def shards_asked(config: Config) -> int:
+    """Shards a checkpoint's engines are asked for at once: two full batches each, so that none runs dry as a shard ends."""
+    opponents = config.opponents
+    return max(2, math.ceil(2 * opponents.batch * opponents.replicas / config.data.shard_size))
+
+
+def num_askers(shards: int) -> int:
+    """Processes that ask for so many shards at once."""
+    return math.ceil(shards / ASKING_THREADS)
 
 
 def unmet(needed: Mapping[str, float], cluster: Mapping[str, float]) -> str:
@@ -182,3 +195,17 @@ def local_resources() -> dict[str, Any]:
     import torch
 
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+
+
+def multiplies_bf16(cpuinfo: str | None = None) -> bool:
+    """Whether a processor multiplies matrices in bf16, from the text of `/proc/cpuinfo` (this machine's by default).
+
+    One that does not emulates it: an AVX2 processor was seen at 19 GFLOP/s in bf16 and 164 in fp32.
+
+    >>> multiplies_bf16("flags : fpu avx512_bf16 sse"), multiplies_bf16("flags : fpu avx2 sse")
+    (True, False)
+    """
+    if cpuinfo is None:
+        path = Path("/proc/cpuinfo")
+        cpuinfo = path.read_text() if path.exists() else ""
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpuinfo.split())

@@ -35,7 +35,6 @@ def pair(store: RunStore, recipe: PairRecipe, advance: Callable[[int], None]) ->
         _PairShard(store, recipe),
         name="pair",
         cpus=PAIRING_CPUS,
-        concurrency=None,
         advance=advance,
     )
 

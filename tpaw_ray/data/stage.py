@@ -1,4 +1,8 @@
-"""How a stage walks its shards on Ray Data: a task a shard, counts as shards finish, errors as they were raised."""
+"""How a stage walks its shards on Ray Data: counts as shards finish, errors as they were raised.
+
+Work that computes (`for_each_shard`) runs in a task a shard. Work that only waits for actors (`ask_for_each_shard`) runs in
+threads of few processes: a process a shard would take seconds of a core to start, in order to wait.
+"""
 
 import pickle
 from collections.abc import Callable, Sequence
@@ -6,19 +10,16 @@ from contextlib import closing
 from typing import Any
 
 import ray
+from ray.data import ActorPoolStrategy, Dataset
 
 from tpaw_ray.errors import TpawError
+from tpaw_ray.plan import ASKING_CPUS, num_askers
+
+Shard = dict[str, Any]
+Work = Callable[[Shard], int]
 
 
-def for_each_shard(
-    shards: Sequence[dict[str, Any]],
-    work: Callable[[dict[str, Any]], int],
-    *,
-    name: str,
-    cpus: float,
-    concurrency: int | None,
-    advance: Callable[[int], None],
-) -> int:
+def for_each_shard(shards: Sequence[Shard], work: Work, *, name: str, cpus: float, advance: Callable[[int], None]) -> int:
     """Run `work` on every shard's row in a Ray Data task; it returns how many items it did, which `advance` gets.
 
     Args:
@@ -26,7 +27,6 @@ def for_each_shard(
         work: called in the tasks, so it must pickle.
         name: what Ray's dashboard calls the tasks.
         cpus: CPUs Ray sets aside for a task.
-        concurrency: tasks at once; None leaves it to Ray Data.
 
     Returns the sum over all shards.
 
@@ -35,9 +35,34 @@ def for_each_shard(
     """
     if not shards:
         return 0
+    return _walk(_blocks(shards).map(_Guarded(work, name), num_cpus=cpus), advance)
+
+
+def ask_for_each_shard(shards: Sequence[Shard], work: Work, *, name: str, at_once: int, advance: Callable[[int], None]) -> int:
+    """As `for_each_shard`, for `work` that waits: so many shards are under way at once, in the order given."""
+    if not shards:
+        return 0
+    at_once = min(at_once, len(shards))
+    askers = num_askers(at_once)
+    threads = -(-at_once // askers)
+    pool = ActorPoolStrategy(
+        size=askers,
+        max_tasks_in_flight_per_actor=threads,
+        max_concurrent_calls_per_actor=threads,
+        enable_true_multi_threading=True,
+    )
+    asker: Any = _Asker  # Ray Data also takes a class, which its types leave out
+    return _walk(
+        _blocks(shards).map(asker, fn_constructor_args=(_Guarded(work, name),), num_cpus=ASKING_CPUS, compute=pool), advance
+    )
+
+
+def _blocks(shards: Sequence[Shard]) -> Dataset:
+    return ray.data.from_items(list(shards), override_num_blocks=len(shards))
+
+
+def _walk(results: Dataset, advance: Callable[[int], None]) -> int:
     done = 0
-    tasks = ray.data.from_items(list(shards), override_num_blocks=len(shards))
-    results = tasks.map(_Guarded(work, name), num_cpus=cpus, concurrency=concurrency)
     # Without prefetching, which holds a finished shard back until the next one is done.
     tables: Any = iter(results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
     with closing(tables):  # an iterator that is left to the garbage collector would start Ray again after its end
@@ -53,12 +78,22 @@ def for_each_shard(
 class _Guarded:
     """Turns errors meant for the user into data: Ray Data would hand on their text only."""
 
-    def __init__(self, work: Callable[[dict[str, Any]], int], name: str) -> None:
+    def __init__(self, work: Work, name: str) -> None:
         self.work = work
         self.__name__ = name  # Ray Data asks a callable for the name it shows
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: Shard) -> Shard:
         try:
             return {"count": self.work(row), "error": b""}
         except TpawError as error:
             return {"count": 0, "error": pickle.dumps(error)}
+
+
+class _Asker:
+    """A process that asks; Ray Data calls it from several threads at once."""
+
+    def __init__(self, guarded: _Guarded) -> None:
+        self.guarded = guarded
+
+    def __call__(self, row: Shard) -> Shard:
+        return self.guarded(row)

@@ -4,60 +4,17 @@ Starting a group, importing torch and DeepSpeed takes longer than a small update
 first checkpoint is evaluated, and waits for orders in between; it holds no model while it waits.
 """
 
-import asyncio
 from collections.abc import Callable
 from threading import Event
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from tpaw_ray.config import Config
 from tpaw_ray.errors import LearnerError
+from tpaw_ray.learner.mailbox import Mailbox
 from tpaw_ray.runs.metrics import StepMetrics
 from tpaw_ray.runs.store import RunStore
-
-
-class Mailbox:
-    """A Ray actor between driver and workers: orders one way, step metrics the other."""
-
-    def __init__(self) -> None:
-        self._order = -1
-        self._open = True
-        self._changed = asyncio.Condition()
-        self._rows: list[StepMetrics] = []
-        self._failure = ""
-
-    async def post(self, iteration: int) -> None:
-        """Order the update of an iteration."""
-        async with self._changed:
-            self._order = iteration
-            self._changed.notify_all()
-
-    async def close(self) -> None:
-        """Send the workers home once they are done."""
-        async with self._changed:
-            self._open = False
-            self._changed.notify_all()
-
-    async def next_order(self, done: int) -> int | None:
-        """Wait for an iteration later than `done`; None when there will be no more. A restarted worker passes -1."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._order > done or not self._open)
-        return self._order if self._order > done else None
-
-    async def report(self, row: StepMetrics) -> None:
-        self._rows.append(row)
-
-    async def give_up(self, reason: str) -> None:
-        """Say that the update cannot succeed, however often it is tried."""
-        self._failure = reason
-
-    async def collect(self) -> tuple[list[StepMetrics], str]:
-        """The rows reported since the last call, and why the workers gave up, if they did."""
-        rows, self._rows = self._rows, []
-        return rows, self._failure
 
 
 class Group:
@@ -65,12 +22,9 @@ class Group:
 
     def fit(self, config: Config, store: RunStore, mailbox: Any) -> str:
         """Run the worker group until its mailbox is closed; returns why it failed, empty when it did not."""
-        try:
-            make_trainer(config, store, mailbox).fit()
-        except Exception as error:  # Ray Train's own errors, which carry those of the workers
-            causes = getattr(error, "worker_failures", None) or {}
-            return "; ".join(f"worker {rank}: {cause}" for rank, cause in causes.items()) or str(error)
-        return ""
+        from tpaw_ray.learner.trainer import run_group
+
+        return run_group(config, store, mailbox)
 
 
 class Learner:
@@ -124,35 +78,3 @@ class Learner:
             return str(ray.get(self._failure))
         except ray.exceptions.RayActorError as error:
             return f"its process ended: {error}"
-
-
-def make_trainer(config: Config, store: RunStore, mailbox: Any) -> TorchTrainer:
-    """The Ray Train group of the config's size, on GPUs (NCCL) or CPUs (Gloo)."""
-    learner = config.learner
-    resources = {"CPU": learner.cpus} | ({"GPU": learner.gpus} if learner.gpus else {})
-    return TorchTrainer(
-        train_loop,
-        train_loop_config={"config": config, "store": store, "mailbox": mailbox},
-        torch_config=TorchConfig(backend="nccl" if learner.gpus else "gloo"),
-        scaling_config=ScalingConfig(num_workers=learner.workers, use_gpu=bool(learner.gpus), resources_per_worker=resources),
-        run_config=RunConfig(
-            name="learner",
-            storage_path=store.path("ray_train"),
-            failure_config=FailureConfig(max_failures=learner.max_restarts),
-        ),
-    )
-
-
-def train_loop(settings: dict[str, Any]) -> None:
-    """What Ray Train runs on a worker. Heavy imports happen here, after the process knows its accelerator and threads."""
-    import os
-
-    config: Config = settings["config"]
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.learner.gpus else "cpu")
-    # Threads that spin while they wait starve the other processes of a machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("LOCAL_SIZE", str(ray.train.get_context().get_local_world_size()))
-
-    from tpaw_ray.learner.worker import work
-
-    work(config, settings["store"], settings["mailbox"])

@@ -6,11 +6,10 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
-from tpaw_ray.data.stage import for_each_shard
+from tpaw_ray.data.stage import ask_for_each_shard
 from tpaw_ray.opponents.messages import Request, Sampling
 from tpaw_ray.opponents.roster import ask
 from tpaw_ray.opponents.seeds import request_seed
-from tpaw_ray.plan import ASKERS, ASKING_CPUS
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Prompt
 
@@ -28,28 +27,31 @@ class Questions:
     output: str
 
 
-def generate(store: RunStore, questions: Questions, opponents: Sequence[ActorHandle], advance: Callable[[int], None]) -> int:
+def generate(
+    store: RunStore,
+    questions: Questions,
+    opponents: Sequence[ActorHandle],
+    advance: Callable[[int], None],
+    *,
+    at_once: int,
+) -> int:
     """Have the opponents answer; finished shards are kept. Calls `advance(sequences)` as shards finish.
 
-    Two shards an engine are under way at once, so that an engine never runs dry at the end of one.
+    `at_once` shards are under way at once (`plan.shards_asked`), each dealt to all opponents.
 
     Returns the number of sequences generated now.
     """
-    missing = _missing(store, questions)
-    if not missing:
-        return 0
-    return for_each_shard(
-        missing,
+    return ask_for_each_shard(
+        _missing(store, questions),
         _GenerateShard(store, questions, list(opponents)),
         name="generate",
-        cpus=ASKING_CPUS,
-        concurrency=min(len(missing), ASKERS * len(opponents)),
+        at_once=at_once,
         advance=advance,
     )
 
 
 class _GenerateShard:
-    """One shard's questions, as Ray Data carries them to a worker; the worker waits while the engines work."""
+    """One shard's questions, as Ray Data carries them to a process that waits while the engines work."""
 
     def __init__(self, store: RunStore, questions: Questions, opponents: list[ActorHandle]) -> None:
         self.store, self.questions, self.opponents = store, questions, opponents

@@ -7,9 +7,9 @@ from typing import Any
 import ray
 
 from tpaw_ray.config import Config
-from tpaw_ray.data.stage import for_each_shard
+from tpaw_ray.data.stage import ask_for_each_shard
 from tpaw_ray.errors import RunError
-from tpaw_ray.plan import ASKERS, ASKING_CPUS
+from tpaw_ray.plan import SCORER_SHARDS
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.scoring.scorer import Scorer
 from tpaw_ray.scoring.shards import ScoreShard, is_scored
@@ -32,14 +32,14 @@ class ScorerPool:
             num_gpus=config.scoring.gpus,
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,
-            max_concurrency=ASKERS,
+            max_concurrency=SCORER_SHARDS,
         )
         self.scorers = [actor.remote(config, store) for _ in range(config.scoring.workers)]
 
-    def score(self, shards: Iterable[ScoreShard], advance: Callable[[int], None]) -> int:
+    def score(self, shards: Iterable[ScoreShard], advance: Callable[[int], None]) -> float:
         """Score what is not scored yet, in the order given; calls `advance(sequences)` as shards finish.
 
-        Returns the sequences scored now.
+        Returns the seconds that the busiest scorer worked, without those in which it waited for generations.
 
         Raises:
             CheckpointError: when a player's model cannot be loaded or used.
@@ -47,17 +47,15 @@ class ScorerPool:
         """
         missing = [asdict(shard) for shard in shards if not is_scored(shard, self.store, self.config)]
         if not missing:
-            return 0
-        done = for_each_shard(
+            return 0.0
+        ask_for_each_shard(
             [{"index": index, **shard} for index, shard in enumerate(missing)],
             _AskScorer(self.scorers),
             name="score",
-            cpus=ASKING_CPUS,
-            concurrency=min(len(missing), ASKERS * len(self.scorers)),
+            at_once=SCORER_SHARDS * len(self.scorers),
             advance=advance,
         )
-        ray.get([scorer.rest.remote() for scorer in self.scorers])
-        return done
+        return max(ray.get([scorer.rest.remote() for scorer in self.scorers]))
 
     def close(self) -> None:
         """End the scorers, whatever they do."""
@@ -66,7 +64,7 @@ class ScorerPool:
 
 
 class _AskScorer:
-    """One shard's work, as Ray Data carries it to a task, which waits while a scorer computes."""
+    """One shard's work, as Ray Data carries it to a process that waits while a scorer computes."""
 
     def __init__(self, scorers: Sequence[Any]) -> None:
         self.scorers = list(scorers)

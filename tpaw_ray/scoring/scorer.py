@@ -44,13 +44,17 @@ class Scorer:
         self.device = "cuda" if config.scoring.gpus else "cpu"
         self.loaded = ""
         self.computing = threading.Lock()
+        self.worked_s = 0.0
 
     def score(self, shard: ScoreShard) -> int:
         """Score a shard, once its generations are there, and write its numbers; returns how many."""
         while shard.generations and not self.store.exists(shard.generations):
             time.sleep(POLL_S)
         with self.computing:
-            return self._score(shard)
+            began = time.perf_counter()
+            count = self._score(shard)
+            self.worked_s += time.perf_counter() - began
+        return count
 
     def _score(self, shard: ScoreShard) -> int:
         self._load(self.store.checkpoint(shard.player))
@@ -69,8 +73,16 @@ class Scorer:
         self.store.write_rows(shard.output, scores, Score, key=score_key(shard, self.store, self.config))
         return len(scores)
 
-    def rest(self) -> None:
-        """Free the model's memory, which others on the device need between stages."""
+    def rest(self) -> float:
+        """Free the model's memory, which others on the device need between stages.
+
+        Returns the seconds worked since the last rest.
+        """
+        self._unload()
+        worked_s, self.worked_s = self.worked_s, 0.0
+        return worked_s
+
+    def _unload(self) -> None:
         import torch
 
         self.loaded = ""
@@ -85,7 +97,7 @@ class Scorer:
         from tpaw_ray.policy.logprobs import Policy, check_policy
         from tpaw_ray.policy.model import load_model
 
-        self.rest()  # two players at once may be more than the device holds
+        self._unload()  # two players at once may be more than the device holds
         model = load_model(
             checkpoint,
             precision=self.config.learner.precision,
