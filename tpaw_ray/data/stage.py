@@ -1,16 +1,18 @@
 """How a stage walks its shards on Ray Data: counts as shards finish, errors as they were raised.
 
 Work that computes (`for_each_shard`) runs in a task a shard. Work that only waits for actors (`ask_for_each_shard`) runs in
-threads of few processes: a process a shard would take seconds of a core to start, in order to wait.
+threads of few tasks: a process a shard would take seconds of a core to start, in order to wait.
 """
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from typing import Any
 
+import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from tpaw_ray.errors import TpawError
 from tpaw_ray.plan import ASKING_CPUS, num_askers
@@ -35,7 +37,7 @@ def for_each_shard(shards: Sequence[Shard], work: Work, *, name: str, cpus: floa
     """
     if not shards:
         return 0
-    return _walk(_blocks(shards).map(_Guarded(work, name), num_cpus=cpus), advance)
+    return _walk(_blocks(shards, len(shards)).map(_Guarded(work, name), num_cpus=cpus), advance)
 
 
 def ask_for_each_shard(shards: Sequence[Shard], work: Work, *, name: str, at_once: int, advance: Callable[[int], None]) -> int:
@@ -44,21 +46,16 @@ def ask_for_each_shard(shards: Sequence[Shard], work: Work, *, name: str, at_onc
         return 0
     at_once = min(at_once, len(shards))
     askers = num_askers(at_once)
-    threads = -(-at_once // askers)
-    pool = ActorPoolStrategy(
-        size=askers,
-        max_tasks_in_flight_per_actor=threads,
-        max_concurrent_calls_per_actor=threads,
-        enable_true_multi_threading=True,
-    )
-    asker: Any = _Asker  # Ray Data also takes a class, which its types leave out
+    asking = _Asking(_Guarded(work, name), threads=-(-at_once // askers))
     return _walk(
-        _blocks(shards).map(asker, fn_constructor_args=(_Guarded(work, name),), num_cpus=ASKING_CPUS, compute=pool), advance
+        _blocks(shards, askers).map_batches(asking, batch_size=None, batch_format="pyarrow", num_cpus=ASKING_CPUS), advance
     )
 
 
-def _blocks(shards: Sequence[Shard]) -> Dataset:
-    return ray.data.from_items(list(shards), override_num_blocks=len(shards))
+def _blocks(shards: Sequence[Shard], number: int) -> Dataset:
+    rows = ray.data.from_items(list(shards), override_num_blocks=number)
+    rows.context.target_max_block_size = 1  # byte: what a task says of a shard is passed on at once
+    return rows
 
 
 def _walk(results: Dataset, advance: Callable[[int], None]) -> int:
@@ -89,11 +86,14 @@ class _Guarded:
             return {"count": 0, "error": pickle.dumps(error)}
 
 
-class _Asker:
-    """A process that asks; Ray Data calls it from several threads at once."""
+class _Asking:
+    """A task that asks for many shards at once, in threads."""
 
-    def __init__(self, guarded: _Guarded) -> None:
-        self.guarded = guarded
+    def __init__(self, guarded: _Guarded, threads: int) -> None:
+        self.guarded, self.threads = guarded, threads
+        self.__name__ = guarded.__name__
 
-    def __call__(self, row: Shard) -> Shard:
-        return self.guarded(row)
+    def __call__(self, shards: pa.Table) -> Iterator[pa.Table]:
+        with ThreadPoolExecutor(self.threads) as threads:
+            for answer in as_completed([threads.submit(self.guarded, row) for row in shards.to_pylist()]):
+                yield pa.Table.from_pylist([answer.result()])

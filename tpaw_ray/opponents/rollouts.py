@@ -58,6 +58,8 @@ class _GenerateShard:
 
     def __call__(self, row: dict[str, Any]) -> int:
         asked = self.questions
+        if self.store.exists(row["output"]):  # done by a task that died later
+            return int(row["take"])
         prompts = self.store.read_rows(row["prompts"], Prompt)[: row["take"]]
         requests = [
             Request(
