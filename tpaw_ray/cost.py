@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tpaw_ray.config import Config
-from tpaw_ray.plan import IterationPlan, ModelSize
+from tpaw_ray.plan import IterationPlan, ModelSize, shares_prompts
 
 Stage = Literal["generate", "score", "update", "evaluate"]
 
@@ -34,6 +34,9 @@ class Cost:
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(**{name: value - getattr(other, name) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +75,14 @@ def iteration_cost(
     moments = 4 * (1 if learner.optimizer == "rmsprop" else 2)
     state = 2 * (4 + moments + (4 if learner.precision == "bf16" else 0)) * size.parameters
     targets = learner.epochs * prompts
+    said_again = plan.update - targets if shares_prompts(config) else 0  # prompts that a target's run has covered
+    prompts_saved = replace(learned(said_again, lengths.prompt, 0), sequences=0)
     return {
         "generate": generated(plan.generate),
         "score": scored(prompts, target, lengths.target) + scored(plan.score - prompts, said, lengths.generated),
         "update": learned(targets, target, lengths.target)
         + learned(plan.update - targets, said, lengths.generated)
+        - prompts_saved
         + Cost(sequences=0, tokens=0, flops=0, bytes=state * plan.steps),
         "evaluate": generated(heldout) + scored(heldout, target, lengths.target),
     }

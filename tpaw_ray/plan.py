@@ -80,6 +80,11 @@ def plan_iteration(config: Config, iteration: int, num_prompts: int) -> Iteratio
     )
 
 
+def shares_prompts(config: Config) -> bool:
+    """Whether the learner runs a prompt once for its target and all generations: with `varlen`, which `auto` is on a CPU."""
+    return config.model.attention == "varlen" or (config.model.attention == "auto" and not config.learner.gpus)
+
+
 def model_size(directory: Path, *, trust_remote_code: bool = False) -> ModelSize:
     """Sizes from the model's config and the headers of its safetensors; no weights are read."""
     from safetensors import safe_open

@@ -54,6 +54,53 @@ def test_packed_values_and_gradients_equal_padded_ones_with_shared_heads(padded,
         torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-4, atol=1e-5 * scale)
 
 
+def shared_batch(share):
+    """Three responses to one prompt, one of them empty, among others that stand alone."""
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[1], PROMPTS[1], PROMPTS[2], PROMPTS[3], PROMPTS[3]]
+    responses = [RESPONSES[0], RESPONSES[1], [], RESPONSES[0], RESPONSES[2], RESPONSES[3], RESPONSES[1]]
+    return token_batch(prompts, responses, share_prompts=share)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["all activations kept", "layers recomputed"])
+def test_values_and_gradients_with_shared_prompts_equal_those_of_whole_sequences(checkpointing):
+    found = []
+    for share in (True, False):
+        model = model_with("varlen")
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        logps_S = Policy(model)(shared_batch(share))
+        (logps_S * torch.tensor([1.0, -2.0, 4.0, 0.5, 3.0, -1.0, 2.0])).sum().backward()
+        found.append((logps_S.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
+    (shared, shared_gradients), (whole, gradients) = found
+    assert whole[2] == shared[2] == 0.0  # an empty response
+    torch.testing.assert_close(shared, whole, rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        scale = gradient.abs().max().item()
+        assert scale > 0, name
+        torch.testing.assert_close(shared_gradients[name], gradient, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_a_shared_prompt_runs_once():
+    shared, whole = shared_batch(True), shared_batch(False)
+    # the second prompt (2 tokens) stands in three sequences, the last (1 token) in two
+    assert len(whole.input_ids_N) - len(shared.input_ids_N) == 2 * 2 + 1
+    assert shared.lengths == whole.lengths
+    model, seen = model_with("varlen"), []
+    model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0][..., 0].numel()))
+    with torch.no_grad():
+        Policy(model)(shared)
+    assert seen == [len(shared.input_ids_N)]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_attention_that_cannot_share_prompts_refuses_to(attention):
+    policy = Policy(model_with("sdpa"))
+    policy.model.config._attn_implementation = attention
+    assert not policy.shares_prompts
+    with pytest.raises(ValueError, match=f"{attention} attention cannot take sequences that share a prompt"):
+        policy(shared_batch(True))
+
+
 @pytest.mark.parametrize(("attention", "tokens"), [("varlen", 8 + 9 + 9 + 5), ("sdpa", 4 * 9)])
 def test_a_packed_model_runs_through_no_padding(attention, tokens):
     model, seen = model_with(attention), []
@@ -97,10 +144,12 @@ def test_a_window_that_is_never_reached_changes_nothing_and_a_shorter_one_is_ref
 class Forgetful(LlamaForCausalLM):
     """Does not hand on where sequences begin, as an architecture with attention of its own would."""
 
+    forgotten = ("cu_", "max_")
+
     def __init__(self, config):
         super().__init__(config)
         whole = self.model.forward
-        self.model.forward = lambda **kwargs: whole(**{k: v for k, v in kwargs.items() if not k.startswith(("cu_", "max_"))})
+        self.model.forward = lambda **kwargs: whole(**{k: v for k, v in kwargs.items() if not k.startswith(self.forgotten)})
 
 
 def test_an_architecture_whose_packed_sequences_see_each_other_is_refused():
@@ -108,8 +157,21 @@ def test_an_architecture_whose_packed_sequences_see_each_other_is_refused():
         check_policy(Policy(model_with("varlen", Forgetful)))
 
 
+class HalfForgetful(Forgetful):
+    """Hands on what sequences are made of, but not what they share."""
+
+    forgotten = ("keys_M", "cu_seq_lens_k")
+
+
+def test_an_architecture_whose_responses_see_each_other_past_a_shared_prompt_is_refused():
+    with pytest.raises(CheckpointError, match=r"HalfForgetful: (packed sequences|responses that share a prompt) see each other"):
+        check_policy(Policy(model_with("varlen", HalfForgetful)))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch's variable-length FlashAttention runs there only")
 def test_on_a_gpu_packed_values_equal_padded_ones_in_bf16():
+    packed, padded = (Policy(model_with(name).to("cuda", torch.bfloat16)) for name in ("varlen", "sdpa"))
     batch = token_batch(PROMPTS, RESPONSES).to("cuda")
-    packed, padded = (Policy(model_with(name).to("cuda", torch.bfloat16))(batch) for name in ("varlen", "sdpa"))
-    torch.testing.assert_close(packed, padded, rtol=0.05, atol=0.5)
+    torch.testing.assert_close(packed(batch), padded(batch), rtol=0.05, atol=0.5)
+    shared, whole = packed(shared_batch(True).to("cuda")), padded(shared_batch(False).to("cuda"))
+    torch.testing.assert_close(shared, whole, rtol=0.05, atol=0.5)

@@ -25,15 +25,21 @@ GLOBAL_BATCH = st.integers(1, 12)
 @st.composite
 def laid_out(draw):
     """Triplets of a few prompts, a step over all of them, workers and a budget."""
-    target_lengths = {prompt_id: draw(st.integers(1, 60)) for prompt_id in "abcdefgh"}
+    target_lengths = {prompt_id: draw(st.integers(4, 60)) for prompt_id in "abcdefgh"}
     triplets = [
-        TripletLengths(prompt_id=prompt_id, target_length=target_lengths[prompt_id], generated_length=draw(st.integers(1, 60)))
+        TripletLengths(
+            prompt_id=prompt_id,
+            prompt_length=3,
+            target_length=target_lengths[prompt_id],
+            generated_length=draw(st.integers(4, 60)),
+        )
         for prompt_id in draw(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=24))
     ]
     step = draw(st.permutations(range(len(triplets))))
-    workers, budget, packed = draw(st.integers(1, 5)), draw(st.integers(1, 400)), draw(st.booleans())
-    shares = micro_batches(triplets, step, workers=workers, budget=budget, packed=packed)
-    return triplets, step, shares, workers, (budget, packed)
+    workers, budget = draw(st.integers(1, 5)), draw(st.integers(1, 400))
+    packed, shared = draw(st.sampled_from([(False, False), (True, False), (True, True)]))
+    shares = micro_batches(triplets, step, workers=workers, budget=budget, packed=packed, share_prompts=shared)
+    return triplets, step, shares, workers, (budget, packed, shared)
 
 
 def tokens(units, packed):
@@ -97,8 +103,8 @@ def test_micro_batches_hold_every_triplet_of_a_step_exactly_once(case):
 
 @given(laid_out(), st.integers(1, 5))
 def test_all_worker_counts_run_the_same_triplets(case, other_workers):
-    triplets, step, shares, _, (budget, packed) = case
-    other = micro_batches(triplets, step, workers=other_workers, budget=budget, packed=packed)
+    triplets, step, shares, _, (budget, packed, shared) = case
+    other = micro_batches(triplets, step, workers=other_workers, budget=budget, packed=packed, share_prompts=shared)
     assert Counter(unit.triplets for unit in units_of(shares)) == Counter(unit.triplets for unit in units_of(other))
 
 
@@ -112,7 +118,7 @@ def test_every_worker_has_equally_many_micro_batches_and_at_least_one(case):
 
 @given(laid_out())
 def test_a_micro_batch_keeps_the_budget_unless_it_is_a_single_unit(case):
-    *_, shares, _, (budget, packed) = case
+    *_, shares, _, (budget, packed, _) = case
     for share in shares:
         for units in share:
             assert tokens(units, packed) <= budget or len(units) == 1
@@ -120,33 +126,36 @@ def test_a_micro_batch_keeps_the_budget_unless_it_is_a_single_unit(case):
 
 @given(laid_out())
 def test_a_unit_over_the_budget_holds_a_single_triplet(case):
-    *_, shares, _, (budget, packed) = case
+    *_, shares, _, (budget, packed, _) = case
     for unit in units_of(shares):
         assert tokens([unit], packed) <= budget or len(unit.triplets) == 1
 
 
 @given(laid_out())
 def test_a_target_runs_once_in_a_step_unless_its_triplets_exceed_the_budget_together(case):
-    triplets, step, shares, _, (budget, packed) = case
+    triplets, step, shares, _, (budget, packed, shared) = case
     runs = Counter(triplets[unit.triplets[0]].prompt_id for unit in units_of(shares))
     for prompt_id, times in runs.items():
         members = [triplets[index] for index in step if triplets[index].prompt_id == prompt_id]
         lengths = [members[0].target_length, *(member.generated_length for member in members)]
+        if shared:
+            lengths = [3, *(length - 3 for length in lengths)]
         fits = (sum(lengths) if packed else max(lengths) * len(lengths)) <= budget
         assert times == (1 if fits else len(members))
 
 
 @given(laid_out())
 def test_units_know_their_lengths_and_hold_one_prompt(case):
-    triplets, _, shares, _, _ = case
+    triplets, _, shares, _, (*_, shared) = case
     for unit in units_of(shares):
         members = [triplets[index] for index in unit.triplets]
-        assert unit.lengths == (members[0].target_length, *(member.generated_length for member in members))
+        expected = (members[0].target_length, *(member.generated_length for member in members))
+        assert unit.lengths == ((3, *(length - 3 for length in expected)) if shared else expected)
         assert len({member.prompt_id for member in members}) == 1
 
 
 LENGTHS = [("a", 10, 8), ("a", 10, 9), ("b", 25, 5), ("b", 25, 5)]
-TRIPLETS = [TripletLengths(prompt_id=i, target_length=t, generated_length=g) for i, t, g in LENGTHS]
+TRIPLETS = [TripletLengths(prompt_id=i, prompt_length=4, target_length=t, generated_length=g) for i, t, g in LENGTHS]
 
 
 def test_padded_micro_batches_by_hand():
@@ -169,8 +178,21 @@ def test_packed_micro_batches_by_hand():
     assert micro_batches(TRIPLETS, [0, 1, 2, 3], workers=1, budget=30, packed=True) == [[[b2], [b3], [a]]]
 
 
+def test_micro_batches_with_shared_prompts_by_hand():
+    # Prompts of 4 tokens. Prompt a: 4 + 6 + 4 + 5 = 19 tokens, prompt b: 4 + 21 + 1 + 1 = 27; 46 together.
+    a, b = Unit(triplets=(0, 1), lengths=(4, 6, 4, 5)), Unit(triplets=(2, 3), lengths=(4, 21, 1, 1))
+    whole = micro_batches(TRIPLETS, [0, 1, 2, 3], workers=1, budget=46, packed=True, share_prompts=True)
+    assert whole == [[[b, a]]]
+    # Budget 26: b is split into 4 + 21 + 1 twice.
+    b2, b3 = Unit(triplets=(2,), lengths=(4, 21, 1)), Unit(triplets=(3,), lengths=(4, 21, 1))
+    split = micro_batches(TRIPLETS, [0, 1, 2, 3], workers=1, budget=26, packed=True, share_prompts=True)
+    assert split == [[[b2], [b3], [a]]]
+
+
 def test_a_step_that_fits_one_micro_batch_is_spread_over_all_workers():
-    triplets = [TripletLengths(prompt_id=str(index), target_length=10, generated_length=10) for index in range(4)]
+    triplets = [
+        TripletLengths(prompt_id=str(index), prompt_length=4, target_length=10, generated_length=10) for index in range(4)
+    ]
     shares = micro_batches(triplets, range(4), workers=4, budget=1000, packed=True)
     assert [[unit.triplets for unit in share[0]] for share in shares] == [[(0,)], [(1,)], [(2,)], [(3,)]]
 
@@ -216,16 +238,27 @@ UNGROUPED = [unit(index) for index in (1, 4, 0, 2, 3)]
 
 
 def sequence_at(batch, index):
-    """(prompt, response) of a sequence."""
-    ids = batch.tokens.input_ids_N.split(batch.tokens.lengths)[index]
-    response = batch.tokens.response_N.split(batch.tokens.lengths)[index]
-    assert int(response.sum()) == batch.response_lengths_S[index]
-    return ids[~response].tolist(), ids[response].tolist()
+    """(prompt, response) of a sequence, as attention and head see it."""
+    tokens = batch.tokens
+    mine = tokens.response_R[tokens.sequence_R == index]
+    assert len(mine) == batch.response_lengths_S[index]
+    seen = next(keys for keys in seen_by_segments(tokens) if int(mine[-1]) in keys)
+    prompt = seen[: seen.index(int(mine[0]))]
+    assert tokens.predictor_R[tokens.sequence_R == index].tolist() == [prompt[-1], *mine[:-1].tolist()]
+    assert tokens.positions_N[seen].tolist() == list(range(len(seen)))
+    assert len(seen) == tokens.lengths[index]
+    return tokens.input_ids_N[prompt].tolist(), tokens.input_ids_N[mine].tolist()
 
 
+def seen_by_segments(tokens):
+    keys = torch.arange(len(tokens.input_ids_N)) if tokens.keys_M is None else tokens.keys_M
+    return [part.tolist() for part in keys.split(tokens.contexts)]
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["prompts apart", "prompts shared"])
 @pytest.mark.parametrize(("units", "num_sequences"), [(GROUPED, 7), (UNGROUPED, 10)], ids=["grouped", "ungrouped"])
-def test_indices_of_a_triplet_batch_point_to_the_right_sequences_and_scores(units, num_sequences):
-    batch = triplet_batch(PAIRS, units)
+def test_indices_of_a_triplet_batch_point_to_the_right_sequences_and_scores(units, num_sequences, shared):
+    batch = triplet_batch(PAIRS, units, share_prompts=shared)
     assert len(batch.tokens.lengths) == num_sequences
     for row, index in enumerate((1, 4, 0, 2, 3)):
         expected = PAIRS[index]
@@ -243,9 +276,15 @@ def test_a_targets_sequence_stands_once_before_its_generations():
     assert batch.generated_B.tolist() == [1, 2, 4, 5, 6]
 
 
+def test_a_shared_prompt_stands_once():
+    # b: 4 tokens of prompt, 2 + 2 + 5 of responses; a: 2 tokens of prompt, 3 + 4 + 2 + 3 of responses
+    assert len(triplet_batch(PAIRS, GROUPED, share_prompts=True).tokens.input_ids_N) == 13 + 14
+    assert len(triplet_batch(PAIRS, GROUPED).tokens.input_ids_N) == 13 + 2 * 4 + 14 + 3 * 2
+
+
 def test_lengths_count_the_prompt():
-    found = [(row.prompt_id, row.target_length, row.generated_length) for row in lengths_of(PAIRS)]
-    assert found == [("a", 5, 6), ("b", 6, 6), ("a", 5, 4), ("a", 5, 5), ("b", 6, 9)]
+    found = [(row.prompt_id, row.prompt_length, row.target_length, row.generated_length) for row in lengths_of(PAIRS)]
+    assert found == [("a", 2, 5, 6), ("b", 4, 6, 6), ("a", 2, 5, 4), ("a", 2, 5, 5), ("b", 4, 6, 9)]
 
 
 def test_pairs_are_read_in_the_order_of_their_files(tmp_path):
@@ -269,7 +308,7 @@ def gradients_of(model, config, micro, num_triplets):
     model.zero_grad()
     policy, total = Policy(model), 0.0
     for units in micro:
-        batch = triplet_batch(PAIRS, units)
+        batch = triplet_batch(PAIRS, units, share_prompts=policy.shares_prompts)
         loss = batch_loss(config, batch, policy(batch.tokens), iteration=2).losses_B.sum() / num_triplets
         loss.backward()
         total += loss.item()

@@ -70,12 +70,15 @@ def test_sequences_and_tokens_of_a_full_team_by_hand():
     # a target is 50 tokens with its prompt, a generated response 40: one target and 5 generations, 2 × (1 + 3) in the update
     assert costs["generate"].tokens == 40 * N
     assert costs["score"].tokens == (50 + 5 * 40) * N
-    assert costs["update"].tokens == 2 * (50 + 3 * 40) * N
+    # the update runs a prompt once: 30 tokens, a target of 20, three generations of 10; without sharing 30 more for each of those
+    assert costs["update"].tokens == 2 * (30 + 20 + 3 * 10) * N
+    whole = costs_at(config_of(learner={"epochs": 2}, model={"path": "m", "attention": "sdpa"}), 2)
+    assert whole["update"].tokens == 2 * (50 + 3 * 40) * N
     assert costs["evaluate"].tokens == (40 + 50) * HELDOUT
 
 
 def test_an_update_costs_three_forwards_a_sequence_and_four_where_layers_are_recomputed():
-    once = 2 * (forward_flops(SIZE, N, 50, 20) + forward_flops(SIZE, 3 * N, 40, 10))
+    once = 2 * (forward_flops(SIZE, N, 50, 20) + forward_flops(SIZE, 3 * N, 40, 10) - forward_flops(SIZE, 3 * N, 30, 0))
     for recompute, passes in [(False, 3), (True, 4)]:
         costs = costs_at(config_of(learner={"epochs": 2, "gradient_checkpointing": recompute}), 2)
         assert costs["update"].flops == pytest.approx(passes * once)

@@ -133,7 +133,8 @@ def test_the_head_runs_on_response_tokens_only(model):
 def test_responses_follow_their_prompts_end_to_end():
     batch = token_batch([[5, 6], [5]], [[7], [8, 9, 2]])
     assert batch.input_ids_N.tolist() == [5, 6, 7, 5, 8, 9, 2]
-    assert batch.response_N.tolist() == [False, False, True, False, True, True, True]
+    assert (batch.response_R.tolist(), batch.predictor_R.tolist()) == ([2, 4, 5, 6], [1, 3, 4, 5])
+    assert batch.sequence_R.tolist() == [0, 1, 1, 1]
     assert batch.lengths == (3, 4)
 
 

@@ -15,6 +15,7 @@ class TripletLengths:
     """What planning needs to know of a triplet; lengths in tokens, prompt included."""
 
     prompt_id: str
+    prompt_length: int
     target_length: int
     generated_length: int
 
@@ -25,7 +26,7 @@ class Unit:
 
     triplets: tuple[int, ...]
     lengths: tuple[int, ...]
-    """Tokens of its sequences, the target's first."""
+    """Tokens of its sequences, the target's first; where they share their prompt, of the prompt and then of each response."""
 
 
 def epoch_steps(prompt_ids: Sequence[str], global_batch: int, seed: str) -> list[list[int]]:
@@ -52,19 +53,26 @@ def num_steps(num_triplets: int, global_batch: int, epochs: int) -> int:
 
 
 def micro_batches(
-    triplets: Sequence[TripletLengths], step: Sequence[int], *, workers: int, budget: int, packed: bool
+    triplets: Sequence[TripletLengths],
+    step: Sequence[int],
+    *,
+    workers: int,
+    budget: int,
+    packed: bool,
+    share_prompts: bool = False,
 ) -> list[list[list[Unit]]]:
     """Lay a step's triplets out as `[worker][micro-batch][unit]`.
 
     Every worker gets equally many micro-batches, because workers wait for each other in each; the spare ones are empty.
     A unit over the budget is split into single triplets. The heaviest micro-batches are dealt out first, each to the worker
-    with the least work. `packed` says what a micro-batch costs: its tokens, or its tokens padded to the longest sequence.
+    with the least work. `packed` says what a micro-batch costs: its tokens, or its tokens padded to the longest sequence;
+    `share_prompts`, that a unit's prompt runs once.
     """
 
     def tokens(units: Sequence[Unit]) -> int:
         return cost(lengths_in(units), packed=packed)
 
-    units = _units(triplets, step, budget, tokens)
+    units = _units(triplets, step, budget, tokens, share_prompts)
     # A step that fits into fewer micro-batches than there are workers would leave some of them idle.
     fair = -(-sum(tokens([unit]) for unit in units) // workers)
     gathered = gather_by_tokens([unit.lengths for unit in units], max(1, min(budget, fair)), packed=packed)
@@ -77,24 +85,37 @@ def micro_batches(
 
 
 def lengths_in(units: Sequence[Unit]) -> list[int]:
-    """Lengths of all sequences of a micro-batch."""
+    """Lengths of all that a micro-batch lays end to end."""
     return [length for unit in units for length in unit.lengths]
 
 
 def _units(
-    triplets: Sequence[TripletLengths], step: Sequence[int], budget: int, tokens: Callable[[Sequence[Unit]], int]
+    triplets: Sequence[TripletLengths],
+    step: Sequence[int],
+    budget: int,
+    tokens: Callable[[Sequence[Unit]], int],
+    share_prompts: bool,
 ) -> list[Unit]:
     groups: dict[str, list[int]] = {}
     for index in step:
         groups.setdefault(triplets[index].prompt_id, []).append(index)
     units = []
     for group in groups.values():
-        unit = unit_of(triplets, group)
-        units += [unit] if tokens([unit]) <= budget else [unit_of(triplets, [index]) for index in group]
+        unit = unit_of(triplets, group, share_prompts=share_prompts)
+        fits = tokens([unit]) <= budget
+        units += [unit] if fits else [unit_of(triplets, [index], share_prompts=share_prompts) for index in group]
     return units
 
 
-def unit_of(triplets: Sequence[TripletLengths], indices: Sequence[int]) -> Unit:
-    """The unit of some triplets of one prompt."""
-    target = triplets[indices[0]].target_length
-    return Unit(triplets=tuple(indices), lengths=(target, *(triplets[index].generated_length for index in indices)))
+def unit_of(triplets: Sequence[TripletLengths], indices: Sequence[int], *, share_prompts: bool = False) -> Unit:
+    """The unit of some triplets of one prompt.
+
+    >>> triplet = TripletLengths(prompt_id="a", prompt_length=4, target_length=10, generated_length=7)
+    >>> unit_of([triplet], [0]).lengths, unit_of([triplet], [0], share_prompts=True).lengths
+    ((10, 7), (4, 6, 3))
+    """
+    first = triplets[indices[0]]
+    sequences = (first.target_length, *(triplets[index].generated_length for index in indices))
+    if share_prompts:
+        sequences = (first.prompt_length, *(length - first.prompt_length for length in sequences))
+    return Unit(triplets=tuple(indices), lengths=sequences)

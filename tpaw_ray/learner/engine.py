@@ -68,6 +68,10 @@ class PolicyEngine:
         return bool(self.engine.module.packed)
 
     @property
+    def shares_prompts(self) -> bool:
+        return bool(self.engine.module.shares_prompts)
+
+    @property
     def attention(self) -> str:
         """The kind of attention that was chosen for this machine."""
         return str(self.model.config._attn_implementation)

@@ -42,6 +42,7 @@ def lengths_of(pairs: Sequence[Pair]) -> list[TripletLengths]:
     return [
         TripletLengths(
             prompt_id=pair.prompt_id,
+            prompt_length=len(pair.prompt_tokens),
             target_length=len(pair.prompt_tokens) + len(pair.target_tokens),
             generated_length=len(pair.prompt_tokens) + len(pair.generated_tokens),
         )
@@ -49,8 +50,8 @@ def lengths_of(pairs: Sequence[Pair]) -> list[TripletLengths]:
     ]
 
 
-def triplet_batch(pairs: Sequence[Pair], units: Sequence[Unit]) -> TripletBatch:
-    """The tensors of a micro-batch. A unit's target stands once, before its generations."""
+def triplet_batch(pairs: Sequence[Pair], units: Sequence[Unit], *, share_prompts: bool = False) -> TripletBatch:
+    """The tensors of a micro-batch. A unit's target stands once, before its generations; so does its prompt where shared."""
     prompts: list[Sequence[int]] = []
     responses: list[Sequence[int]] = []
     targets, generated, rows = [], [], []
@@ -71,7 +72,7 @@ def triplet_batch(pairs: Sequence[Pair], units: Sequence[Unit]) -> TripletBatch:
         return torch.tensor(values, dtype=torch.float32)
 
     return TripletBatch(
-        tokens=token_batch(prompts, responses),
+        tokens=token_batch(prompts, responses, share_prompts=share_prompts),
         response_lengths_S=torch.tensor([len(response) for response in responses]),
         target_B=torch.tensor(targets),
         generated_B=torch.tensor(generated),

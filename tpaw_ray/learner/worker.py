@@ -56,7 +56,14 @@ def update(config: Config, store: RunStore, iteration: int, report: Callable[[St
         order = epoch_steps([pair.prompt_id for pair in pairs], learner.global_batch, f"{config.run.seed}/{iteration}/{epoch}")
         for step in order:
             started = time.perf_counter()
-            shares = micro_batches(lengths, step, workers=workers, budget=learner.micro_batch_tokens, packed=policy.packed)
+            shares = micro_batches(
+                lengths,
+                step,
+                workers=workers,
+                budget=learner.micro_batch_tokens,
+                packed=policy.packed,
+                share_prompts=policy.shares_prompts,
+            )
             tally = Tally(len(pairs[0].players), policy.device)
             for units in shares[rank]:
                 backward(config, policy, pairs, units, iteration, share=workers / len(step), tally=tally)
@@ -115,7 +122,7 @@ def backward(
     if not units:
         policy.engine.backward(_idle_loss(policy))
         return
-    batch = triplet_batch(pairs, units).to(policy.device)
+    batch = triplet_batch(pairs, units, share_prompts=policy.shares_prompts).to(policy.device)
     logps_S = policy.engine(batch.tokens)
     losses = batch_loss(config, batch, logps_S, iteration)
     policy.engine.backward(losses.losses_B.sum() * share)

@@ -7,6 +7,8 @@ Axes: `S` sequence, `T` token of a padded row, `N` token of all sequences end to
 `D` hidden, `V` vocabulary.
 """
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -35,40 +37,40 @@ class Policy(nn.Module):
         """Whether the model takes sequences end to end; otherwise they are padded to the longest."""
         return self.model.config._attn_implementation in PACKED
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether sequences may share their prompt, which then runs once for all of them."""
+        return self.model.config._attn_implementation == "varlen"
+
     def forward(self, batch: TokenBatch) -> Tensor:
         """Summed log-probabilities in nats, end token included, not divided by length. Returns float32 `[S]`."""
-        hidden_ND = self.hidden(batch)
-        predicted_N = batch.response_N[1:]  # the hidden state before a token predicts it
-        hidden_RD = hidden_ND[:-1][predicted_N]
-        labels_R = batch.input_ids_N[1:][predicted_N]
+        hidden_RD = self.hidden(batch)[batch.predictor_R]
+        labels_R = batch.input_ids_N[batch.response_R]
         logps_R = torch.cat(
             [
                 checkpoint(self._chunk_logps, hidden_CD, labels_C, use_reentrant=False)
                 for hidden_CD, labels_C in zip(hidden_RD.split(self.chunk), labels_R.split(self.chunk), strict=True)
             ]
         )
-        lengths_S = torch.tensor(batch.lengths, device=logps_R.device)
-        sequence_N = torch.arange(len(lengths_S), device=logps_R.device).repeat_interleave(lengths_S)
-        return logps_R.new_zeros(len(lengths_S)).index_add(0, sequence_N[1:][predicted_N], logps_R)
+        return logps_R.new_zeros(len(batch.lengths)).index_add(0, batch.sequence_R, logps_R)
 
     def hidden(self, batch: TokenBatch) -> Tensor:
         """The model's last hidden states. Returns `[N, D]`."""
+        if batch.keys_M is not None and not self.shares_prompts:
+            raise ValueError(f"{self.model.config._attn_implementation} attention cannot take sequences that share a prompt")
         if not self.packed:
             return self._hidden_padded(batch)
-        lengths_S = torch.tensor(batch.lengths)
-        ends_S = lengths_S.cumsum(0)
-        positions_N = torch.arange(int(ends_S[-1])) - (ends_S - lengths_S).repeat_interleave(lengths_S)
         device = batch.input_ids_N.device
-        borders = torch.nn.functional.pad(ends_S, (1, 0)).to(device, torch.int32)
-        longest = max(batch.lengths)
+        shared = {} if batch.keys_M is None else {"keys_M": batch.keys_M}  # what only `varlen` knows
         return self.model.base_model(
             input_ids=batch.input_ids_N[None],
-            position_ids=positions_N[None].to(device),
+            position_ids=batch.positions_N[None],
             use_cache=False,
-            cu_seq_lens_q=borders,
-            cu_seq_lens_k=borders,
-            max_length_q=longest,
-            max_length_k=longest,
+            cu_seq_lens_q=_borders(batch.segments, device),
+            cu_seq_lens_k=_borders(batch.contexts, device),
+            max_length_q=max(batch.segments),
+            max_length_k=max(batch.contexts),
+            **shared,
         ).last_hidden_state[0]
 
     def _hidden_padded(self, batch: TokenBatch) -> Tensor:
@@ -88,6 +90,11 @@ class Policy(nn.Module):
         """The model's logits of last hidden states `[…, D]`. Returns `[…, V]`."""
         logits = self.model.get_output_embeddings()(hidden)
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
+
+def _borders(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    # Where pieces of these lengths begin, and the end of the last one.
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
 @torch.no_grad()
@@ -111,3 +118,11 @@ def check_policy(policy: Policy) -> None:
     one, other = (policy.hidden(token_batch([first, [1, 2]], [[3], [4]]).to(device))[3:].float() for first in ([1, 2], [5, 6]))
     if not torch.allclose(one, other, rtol=1e-3, atol=1e-3):
         raise CheckpointError(f"{name}: packed sequences see each other in this architecture; set model.attention to sdpa")
+    if policy.shares_prompts:
+        together, apart = (
+            policy(token_batch([[1, 2, 3]] * 2, [[4, 5], [6, 7, 8]], share_prompts=share).to(device)) for share in (True, False)
+        )
+        if not torch.allclose(together, apart, rtol=1e-2, atol=1e-2):
+            raise CheckpointError(
+                f"{name}: responses that share a prompt disturb each other in this architecture; set model.attention to sdpa"
+            )

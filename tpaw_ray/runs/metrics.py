@@ -42,7 +42,7 @@ class StepMetrics:
     sequences: int
     """Sequences run forward and backward; a target that stands in several triplets runs once."""
     tokens: int
-    """Their tokens, prompts included, padding not."""
+    """Their tokens, padding not included; a prompt that several sequences share counts once."""
     tokens_per_s: float
     seconds: float
 
