@@ -24,6 +24,7 @@ from tpaw_ray.plan import (
     learner_bytes,
     local_resources,
     model_size,
+    multiplies_bf16,
     opponent_bytes,
     plan_iteration,
     run_bytes,
@@ -256,6 +257,9 @@ def _warnings(config: Config, start: Start, survey: PromptSurvey, cluster: dict[
         ),
         f"the longest prompt with sampling.max_new_tokens is {reach} tokens; responses end at data.max_length": (
             reach > config.data.max_length
+        ),
+        "learner.precision is bf16, in which this CPU cannot multiply; fp32 may be several times as fast": (
+            learner.precision == "bf16" and not all(used) and not os.environ.get("RAY_ADDRESS") and not multiplies_bf16()
         ),
         "there are GPUs, but opponents.gpus, scoring.gpus and learner.gpus are 0": cluster.get("GPU", 0) and not any(used),
         f"what runs on the CPU may need {on_cpu / GIB:.1f} GiB at the same time; this machine has {memory / GIB:.1f} GiB": (

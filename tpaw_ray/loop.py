@@ -150,6 +150,8 @@ class SelfPlay:
         with self.reporter.stage(f"[{iteration}] score", total) as advance:
             worked = self.scorers.score(shards, advance)
         seconds = time.perf_counter() - started
+        for scores in sorted({shard.output.split("/player-")[0] for shard in shards} - {output}):
+            self.store.commit(scores, **self.store.counts(scores))  # an earlier iteration's, made again where they were stale
         tokens = num_tokens(shards, self.store)
         self.store.commit(output, sequences=total, tokens=tokens, seconds=seconds, waited=seconds - worked)
 

@@ -36,7 +36,7 @@ def config_file(tmp_path, tiny_model):
                 "iterations": 3,
                 "sampling": {"max_new_tokens": 16},
                 "evaluation": {"split": "test"},
-                "learner": {"global_batch": 8, "epochs": 1},
+                "learner": {"global_batch": 8, "epochs": 1, "precision": "fp32"},
             }
         )
     )
@@ -139,6 +139,15 @@ def test_a_doubt_is_a_warning(plan, overrides, warning):
     code, out, _ = plan(*overrides)
     assert code == 0
     assert warning in out
+
+
+@pytest.mark.parametrize(
+    ("precision", "hardware", "warned"), [("bf16", False, True), ("bf16", True, False), ("fp32", False, False)]
+)
+def test_a_precision_that_the_processor_only_emulates_is_a_doubt(plan, monkeypatch, precision, hardware, warned):
+    monkeypatch.setattr("tpaw_ray.forecast.multiplies_bf16", lambda: hardware)
+    _, out, _ = plan(f"learner.precision={precision}")
+    assert ("learner.precision is bf16, in which this CPU cannot multiply" in out) == warned
 
 
 def test_an_existing_run_with_another_config_is_refused_and_with_the_same_it_goes_on(plan, config_file, tmp_path):

@@ -11,6 +11,8 @@ from tpaw_ray.loop import SelfPlay
 from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Score
+from tpaw_ray.scoring.shards import ScoreShard
 
 
 @pytest.fixture
@@ -51,3 +53,32 @@ def test_stages_that_are_committed_need_no_actor(play):
     play.score(0)
     play.pair(0)
     play.evaluate(0)
+
+
+class Rescorer:
+    """Stands in for the pool of scorers: writes the numbers of every shard anew."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def score(self, shards, advance):
+        for shard in shards:
+            self.store.write_rows(shard.output, [Score(player=shard.player, response_id="0", logp=-7.0)], Score)
+        return 1.5
+
+
+def test_scores_of_an_earlier_iteration_that_were_made_again_are_committed_again(play, monkeypatch):
+    earlier = play.store.target_scores(0)
+    play.store.write_rows(f"{earlier}/00000.parquet", [Score(player=0, response_id="0", logp=-1.0)], Score)
+    scores = earlier.split("/player-")[0]
+    play.store.commit(scores, sequences=8)
+    stale = ScoreShard(player=0, prompts="-", generations="", take=1, output=f"{earlier}/00000.parquet")
+    monkeypatch.setattr("tpaw_ray.loop.shards_to_score", lambda *_: [stale])
+    monkeypatch.setattr("tpaw_ray.loop.num_tokens", lambda *_: 3)
+    play.scorers = Rescorer(play.store)
+    play.score(1)
+    play.store.verify(scores)
+    assert play.store.counts(scores) == {"sequences": 8}
+    assert play.store.counts(f"{play.store.iteration(1)}/scores")["tokens"] == 3
+    counts = play.store.counts(f"{play.store.iteration(1)}/scores")
+    assert counts["seconds"] - counts["waited"] == pytest.approx(1.5)

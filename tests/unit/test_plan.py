@@ -1,11 +1,23 @@
 """The work ahead, counted by hand."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tpaw_ray.algorithm.team import fresh_rollouts, replayed_rollouts, team_at
 from tpaw_ray.config import resolve_config
-from tpaw_ray.plan import RUNTIME_BYTES, ModelSize, checkpoint_bytes, demand, learner_bytes, plan_iteration, unmet
+from tpaw_ray.plan import (
+    RUNTIME_BYTES,
+    ModelSize,
+    checkpoint_bytes,
+    demand,
+    learner_bytes,
+    multiplies_bf16,
+    num_askers,
+    plan_iteration,
+    shards_asked,
+    unmet,
+)
 from tpaw_ray.runs.store import RunStore
 
 N = 100
@@ -102,3 +114,28 @@ def test_memory_of_a_worker_by_hand():
     adamw = config_of(learner={"workers": 1, "precision": "fp32", "optimizer": "adamw", "micro_batch_tokens": 10}).learner
     # fp32: weights 4, gradients 4, two moments 8, no master copy → 16 000 B; activations are twice as wide
     assert learner_bytes(size, adamw) == 16000 + 4320 + 43008 + RUNTIME_BYTES
+
+
+def test_an_engine_is_asked_for_two_full_batches_and_at_least_two_shards():
+    def asked(**sections):
+        return shards_asked(config_of(**sections))
+
+    # batch 256: 512 prompts an engine; 8 engines 4096 in shards of 1024; shards of 32 need 16 for one engine
+    assert asked() == 2
+    assert asked(opponents={"replicas": 8}) == 4
+    assert asked(data={"path": "d", "shard_size": 32}) == 16
+    assert [num_askers(shards) for shards in (1, 32, 33, 256)] == [1, 1, 2, 8]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("flags\t\t: fpu avx2 avx512f", False),
+        ("flags\t\t: fpu avx512f avx512_bf16", True),
+        ("flags\t\t: amx_bf16 amx_tile", True),
+        ("Features\t: fp asimd bf16", True),
+        ("", False),
+    ],
+)
+def test_a_processor_says_whether_it_multiplies_in_bf16(cpuinfo, expected):
+    assert multiplies_bf16(cpuinfo) == expected
