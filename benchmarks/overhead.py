@@ -1,8 +1,8 @@
 """Hand-over between stages: the wall clock of `tpaw run` against the time in which a stage worked.
 
-The ratio is work over wall clock, 1 where nothing waits. A moment in which two stages work counts once; waiting for an engine
-counts as hand-over, and so does starting Ray, imports and the worker group. Two ratios are given: of the whole command, and
-of its iterations, which begin when the start is evaluated.
+The ratio is work over wall clock, 1 where nothing waits. A moment in which two stages work counts once; waiting for an engine or
+for generations counts as hand-over, and so does starting Ray, imports and the worker group. Two ratios are given: of the whole
+command, and of its iterations, which begin when the start is evaluated.
 """
 
 import subprocess

@@ -37,7 +37,7 @@ def render() -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return " ".join(text.split()).replace("|", "\\|")  # a line break would end the table
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ class ModelConfig(Section):
     """A Jinja chat template, a file that holds one, or `plain` for base models; by default the tokenizer's own."""
     attention: Literal["auto", "varlen", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention of scorer and learner. `flash_attention_2` and `varlen` (torch's own, on any device) run without padding; `auto`
-    takes the first where GPU and package are there, otherwise the second; `sdpa` and `eager` pad to the longest sequence."""
+    takes the first where GPU and package are there, otherwise the second; `sdpa` and `eager` pad to the longest sequence. With
+    `varlen` the learner runs a prompt once for its target and all generations."""
     trust_remote_code: bool = False
     """Let the model directory's own Python code run."""
 
