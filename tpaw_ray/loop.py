@@ -27,7 +27,7 @@ from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import Summary
 from tpaw_ray.schema import Answer, Generation, Prompt, Score
 from tpaw_ray.scoring.pool import ScorerPool
-from tpaw_ray.scoring.shards import num_tokens, shards_to_score, target_shards
+from tpaw_ray.scoring.shards import ScoreShard, num_tokens, shards_to_score, target_shards
 from tpaw_ray.side_by_side import side_by_side
 
 
@@ -150,8 +150,7 @@ class SelfPlay:
         with self.reporter.stage(f"[{iteration}] score", total) as advance:
             worked = self.scorers.score(shards, advance)
         seconds = time.perf_counter() - started
-        for scores in sorted({shard.output.split("/player-")[0] for shard in shards} - {output}):
-            self.store.commit(scores, **self.store.counts(scores))  # an earlier iteration's, made again where they were stale
+        self.commit_rescored([shard for shard in shards if not shard.output.startswith(f"{output}/")])
         tokens = num_tokens(shards, self.store)
         self.store.commit(output, sequences=total, tokens=tokens, seconds=seconds, waited=seconds - worked)
 
@@ -234,12 +233,14 @@ class SelfPlay:
 
     def release(self, iteration: int) -> None:
         """Retire opponents that have nothing more to say, and warm up the coming checkpoint's."""
-        speaking = team_at(iteration + 1, self.config.window) if self.config.team.data == "fresh" else (iteration + 1,)
+        coming = iteration + 1
+        again = self.config.team.data == "fresh" and coming < self.config.iterations
+        speaking = team_at(coming, self.config.window) if again else (coming,)
         for checkpoint in self.roster.hosted:
             if checkpoint not in speaking:
                 self.roster.retire(checkpoint)
-        if self.has_to_generate(iteration + 1) or self.has_to_be_evaluated(iteration + 1):
-            self.host(iteration + 1)
+        if self.has_to_generate(coming) or self.has_to_be_evaluated(coming):
+            self.host(coming)
 
     def has_to_generate(self, checkpoint: int) -> bool:
         """Whether an iteration starts with the checkpoint that lacks its responses."""
@@ -249,6 +250,17 @@ class SelfPlay:
     def has_to_be_evaluated(self, checkpoint: int) -> bool:
         """Whether there are held-out prompts that the checkpoint has not answered."""
         return self.num_heldout() > 0 and not self.store.is_committed(self.store.evaluation(checkpoint))
+
+    def commit_rescored(self, shards: list[ScoreShard]) -> None:
+        """Mark the scores of earlier iterations again, where they were stale or gone and have been made anew."""
+        for scores in sorted({shard.output.rsplit("/player-", 1)[0] for shard in shards}):
+            if self.store.is_committed(scores):
+                counts = self.store.counts(scores)
+            else:
+                own = [shard for shard in shards if shard.output.startswith(f"{scores}/")]
+                tokens = num_tokens(own, self.store)
+                counts = {"sequences": sum(shard.take for shard in own), "tokens": tokens, "seconds": 0.0, "waited": 0.0}
+            self.store.commit(scores, **counts)
 
     def dismiss(self) -> None:
         """Break off the work of all actors: a stage beside theirs has failed, or the run is interrupted."""

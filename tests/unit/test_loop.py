@@ -82,3 +82,17 @@ def test_scores_of_an_earlier_iteration_that_were_made_again_are_committed_again
     assert play.store.counts(f"{play.store.iteration(1)}/scores")["tokens"] == 3
     counts = play.store.counts(f"{play.store.iteration(1)}/scores")
     assert counts["seconds"] - counts["waited"] == pytest.approx(1.5)
+
+
+def test_scores_whose_marker_is_gone_are_committed_with_what_was_made(tmp_path, monkeypatch):
+    config = resolve_config(
+        {"run": {"name": "player-1", "root": str(tmp_path)}, "model": {"path": "m"}, "data": {"path": "d"}, "iterations": 3}
+    )
+    store = RunStore.open(str(tmp_path), "player-1")  # a name that looks like a folder of scores
+    play = SelfPlay(config, store, None, None, Rescorer(store), None, Reporter())
+    again = ScoreShard(player=0, prompts="-", generations="", take=1, output=f"{store.target_scores(0)}/00000.parquet")
+    monkeypatch.setattr("tpaw_ray.loop.shards_to_score", lambda *_: [again])
+    monkeypatch.setattr("tpaw_ray.loop.num_tokens", lambda *_: 3)
+    play.score(1)
+    assert store.counts(f"{store.iteration(0)}/scores") == {"sequences": 1, "tokens": 3, "seconds": 0.0, "waited": 0.0}
+    store.verify(f"{store.iteration(0)}/scores")

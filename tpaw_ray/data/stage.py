@@ -41,20 +41,26 @@ def for_each_shard(shards: Sequence[Shard], work: Work, *, name: str, cpus: floa
 
 
 def ask_for_each_shard(shards: Sequence[Shard], work: Work, *, name: str, at_once: int, advance: Callable[[int], None]) -> int:
-    """As `for_each_shard`, for `work` that waits: so many shards are under way at once, in the order given."""
+    """As `for_each_shard`, for `work` that waits: so many shards are under way at once, in the order given.
+
+    A task that died is run again with all of its shards, so `work` must find what it did before; and Ray drops as many answers of
+    the second try as the first one gave, so whether a shard is done is for the caller to see where `work` left it.
+    """
     if not shards:
         return 0
     at_once = min(at_once, len(shards))
     askers = num_askers(at_once)
     asking = _Asking(_Guarded(work, name), threads=-(-at_once // askers))
+    dealt = [shard for first in range(askers) for shard in shards[first::askers]]  # each asker gets a block of these
     return _walk(
-        _blocks(shards, askers).map_batches(asking, batch_size=None, batch_format="pyarrow", num_cpus=ASKING_CPUS), advance
+        _blocks(dealt, askers).map_batches(asking, batch_size=None, batch_format="pyarrow", num_cpus=ASKING_CPUS), advance
     )
 
 
 def _blocks(shards: Sequence[Shard], number: int) -> Dataset:
     rows = ray.data.from_items(list(shards), override_num_blocks=number)
     rows.context.target_max_block_size = 1  # byte: what a task says of a shard is passed on at once
+    rows.context.execution_no_progress_timeout_s = -1  # a shard may take longer than Ray Data's 30 minutes
     return rows
 
 
@@ -94,6 +100,9 @@ class _Asking:
         self.__name__ = guarded.__name__
 
     def __call__(self, shards: pa.Table) -> Iterator[pa.Table]:
-        with ThreadPoolExecutor(self.threads) as threads:
+        threads = ThreadPoolExecutor(self.threads)
+        try:
             for answer in as_completed([threads.submit(self.guarded, row) for row in shards.to_pylist()]):
                 yield pa.Table.from_pylist([answer.result()])
+        finally:  # an error is not held back by the shards that wait
+            threads.shutdown(wait=False, cancel_futures=True)

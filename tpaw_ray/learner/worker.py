@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from tpaw_ray.algorithm.objective import TeamLoss, team_loss, weighted_loss
 from tpaw_ray.config import Config, at_iteration
 from tpaw_ray.errors import LearnerError
-from tpaw_ray.learner.batches import Unit, epoch_steps, lengths_in, micro_batches, num_steps
+from tpaw_ray.learner.batches import Unit, epoch_steps, micro_batches, num_steps
 from tpaw_ray.learner.engine import PolicyEngine
 from tpaw_ray.learner.export import export_checkpoint
 from tpaw_ray.learner.triplets import TripletBatch, lengths_of, read_pairs, triplet_batch
@@ -127,7 +127,7 @@ def backward(
     losses = batch_loss(config, batch, logps_S, iteration)
     policy.engine.backward(losses.losses_B.sum() * share)
     tally.add(losses, logps_S.detach(), batch, config.objective.eta)
-    tally.work += torch.tensor([len(logps_S), sum(lengths_in(units))], dtype=torch.float64, device=policy.device)
+    tally.work += torch.tensor([len(logps_S), len(batch.tokens.input_ids_N)], dtype=torch.float64, device=policy.device)
 
 
 def batch_loss(config: Config, batch: TripletBatch, logps_S: Tensor, iteration: int) -> TeamLoss:

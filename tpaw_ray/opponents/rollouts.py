@@ -41,13 +41,12 @@ def generate(
 
     Returns the number of sequences generated now.
     """
-    return ask_for_each_shard(
-        _missing(store, questions),
-        _GenerateShard(store, questions, list(opponents)),
-        name="generate",
-        at_once=at_once,
-        advance=advance,
-    )
+    generated = 0
+    while missing := _missing(store, questions):
+        generated += ask_for_each_shard(
+            missing, _GenerateShard(store, questions, list(opponents)), name="generate", at_once=at_once, advance=advance
+        )
+    return generated
 
 
 class _GenerateShard:

@@ -45,16 +45,15 @@ class ScorerPool:
             CheckpointError: when a player's model cannot be loaded or used.
             RunError: when a table cannot be read, or a scorer is gone for good.
         """
-        missing = [asdict(shard) for shard in shards if not is_scored(shard, self.store, self.config)]
-        if not missing:
-            return 0.0
-        ask_for_each_shard(
-            [{"index": index, **shard} for index, shard in enumerate(missing)],
-            _AskScorer(self.scorers),
-            name="score",
-            at_once=SCORER_SHARDS * len(self.scorers),
-            advance=advance,
-        )
+        asked = list(shards)
+        while missing := [asdict(shard) for shard in asked if not is_scored(shard, self.store, self.config)]:
+            ask_for_each_shard(
+                [{"index": index, **shard} for index, shard in enumerate(missing)],
+                _AskScorer(self.scorers, self.store, self.config),
+                name="score",
+                at_once=SCORER_SHARDS * len(self.scorers),
+                advance=advance,
+            )
         return max(ray.get([scorer.rest.remote() for scorer in self.scorers]))
 
     def close(self) -> None:
@@ -66,11 +65,13 @@ class ScorerPool:
 class _AskScorer:
     """One shard's work, as Ray Data carries it to a process that waits while a scorer computes."""
 
-    def __init__(self, scorers: Sequence[Any]) -> None:
-        self.scorers = list(scorers)
+    def __init__(self, scorers: Sequence[Any], store: RunStore, config: Config) -> None:
+        self.scorers, self.store, self.config = list(scorers), store, config
 
     def __call__(self, row: dict[str, Any]) -> int:
         shard = ScoreShard(**{key: value for key, value in row.items() if key != "index"})
+        if is_scored(shard, self.store, self.config):  # done by a task that died later
+            return shard.take
         scorer = self.scorers[row["index"] % len(self.scorers)]
         try:
             return int(ray.get(scorer.score.remote(shard)))
