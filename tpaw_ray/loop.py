@@ -243,7 +243,7 @@ class SelfPlay:
             self.host(coming)
 
     def has_to_generate(self, checkpoint: int) -> bool:
-        """Whether an iteration starts with the checkpoint that lacks its responses."""
+        """Whether the checkpoint has yet to answer the prompts of the iteration that it starts."""
         own = Rollout(iteration=checkpoint, opponent=checkpoint)
         return checkpoint < self.config.iterations and not self.store.is_committed(self.store.rollout(own))
 

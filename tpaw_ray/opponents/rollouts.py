@@ -7,6 +7,7 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from tpaw_ray.data.stage import ask_for_each_shard
+from tpaw_ray.errors import RunError
 from tpaw_ray.opponents.messages import Request, Sampling
 from tpaw_ray.opponents.roster import ask
 from tpaw_ray.opponents.seeds import request_seed
@@ -34,19 +35,25 @@ def generate(
     advance: Callable[[int], None],
     *,
     at_once: int,
-) -> int:
+) -> None:
     """Have the opponents answer; finished shards are kept. Calls `advance(sequences)` as shards finish.
 
     `at_once` shards are under way at once (`plan.shards_asked`), each dealt to all opponents.
 
-    Returns the number of sequences generated now.
+    Raises:
+        GenerationError: when a prompt cannot be answered, or an opponent is gone for good.
+        RunError: when a table cannot be read, or what tasks wrote does not appear in the run's folder.
     """
-    generated = 0
+    asked: list[dict[str, Any]] = []
     while missing := _missing(store, questions):
-        generated += ask_for_each_shard(
+        if missing == asked:
+            raise RunError(
+                f"{missing[0]['output']}: was written where this node does not see it; run.root must be a shared folder"
+            )
+        ask_for_each_shard(
             missing, _GenerateShard(store, questions, list(opponents)), name="generate", at_once=at_once, advance=advance
         )
-    return generated
+        asked = missing
 
 
 class _GenerateShard:

@@ -26,7 +26,7 @@ class Row:
     seconds: dict[str, float]
     sequences: dict[str, int]
     tokens: dict[str, int]
-    """Run through a model by each stage, prompts included, padding not."""
+    """Run through a model by each stage, prompts included (in the update, a prompt that sequences share once), padding not."""
 
 
 class Summary:

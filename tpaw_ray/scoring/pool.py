@@ -43,10 +43,14 @@ class ScorerPool:
 
         Raises:
             CheckpointError: when a player's model cannot be loaded or used.
-            RunError: when a table cannot be read, or a scorer is gone for good.
+            RunError: when a table cannot be read, a scorer is gone for good, or what it wrote does not appear in the folder.
         """
-        asked = list(shards)
-        while missing := [asdict(shard) for shard in asked if not is_scored(shard, self.store, self.config)]:
+        wanted = list(shards)
+        asked: list[dict[str, Any]] = []
+        while missing := [asdict(shard) for shard in wanted if not is_scored(shard, self.store, self.config)]:
+            if missing == asked:
+                output = missing[0]["output"]
+                raise RunError(f"{output}: was written where this node does not see it; run.root must be a shared folder")
             ask_for_each_shard(
                 [{"index": index, **shard} for index, shard in enumerate(missing)],
                 _AskScorer(self.scorers, self.store, self.config),
@@ -54,6 +58,9 @@ class ScorerPool:
                 at_once=SCORER_SHARDS * len(self.scorers),
                 advance=advance,
             )
+            asked = missing
+        if not asked:
+            return 0.0
         return max(ray.get([scorer.rest.remote() for scorer in self.scorers]))
 
     def close(self) -> None:
