@@ -96,3 +96,19 @@ def test_scores_whose_marker_is_gone_are_committed_with_what_was_made(tmp_path, 
     play.score(1)
     assert store.counts(f"{store.iteration(0)}/scores") == {"sequences": 1, "tokens": 3, "seconds": 0.0, "waited": 0.0}
     store.verify(f"{store.iteration(0)}/scores")
+
+
+def test_a_checkpoint_has_something_to_say_until_it_has_answered(play):
+    play.store.commit(play.store.path("prompts"), train=8, validation=2, test=0)
+    assert [play.has_to_generate(checkpoint) for checkpoint in range(5)] == [True, True, True, False, False]  # 3 iterations
+    assert play.has_to_be_evaluated(3)
+    play.store.commit(play.store.path("iterations/001/rollouts/opponent-001"))
+    play.store.commit(play.store.evaluation(3))
+    assert not play.has_to_generate(1)
+    assert not play.has_to_be_evaluated(3)
+
+
+def test_without_held_out_prompts_the_last_checkpoint_has_nothing_to_say(play):
+    play.store.commit(play.store.path("prompts"), train=8, validation=0, test=0)
+    assert not play.has_to_be_evaluated(3)
+    assert not play.has_to_generate(3)
