@@ -1,4 +1,4 @@
-# Every target sets up .venv by itself, from a bare Python 3.11 and a C++ compiler.
+# Every target sets up .venv by itself, from a bare Python 3.11.
 #   make demo     the tiny model, three TPAW iterations, a table
 #   make test     all tests
 #   make check    lint and types

@@ -164,7 +164,7 @@ def main(
 ) -> None:
     """Compare pairs a second and peak memory."""
     settings = {"model": model, "data": data, "pairs": 16 if quick else pairs}
-    run(Sides(name="learner", ours=ours, theirs=theirs, figure="pairs_per_s"), settings)
+    run(Sides(name="learner", ours=ours, theirs=theirs, figure="pairs_per_s", worker=True), settings)
 
 
 if __name__ == "__main__":

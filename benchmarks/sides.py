@@ -16,6 +16,7 @@ from tpaw_ray.config import Config, resolve_config
 from tpaw_ray.data.prompts import iter_prompts
 from tpaw_ray.data.template import load_tokenizer
 from tpaw_ray.plan import multiplies_bf16
+from tpaw_ray.processes import model_process
 from tpaw_ray.runs.environment import environment
 from tpaw_ray.schema import Prompt
 
@@ -36,6 +37,8 @@ class Sides:
     theirs: Callable[[Any], Figures]
     figure: str
     """The figure whose ratio, ours over theirs, is the result; larger is better."""
+    worker: bool = False
+    """Whether our side is what a worker of the project does, and so needs the environment that the project gives to it."""
 
 
 def run(sides: Sides, settings: dict[str, Any]) -> None:
@@ -49,7 +52,7 @@ def run(sides: Sides, settings: dict[str, Any]) -> None:
         figures["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
         Path(os.environ["FIGURES"]).write_text(json.dumps(figures))
         return
-    found = {which: _in_process(sides.name, which) for which in ("theirs", "ours")}
+    found = {which: _in_process(sides, which) for which in ("theirs", "ours")}
     ratio = found["ours"][sides.figure] / found["theirs"][sides.figure]
     print(f"{sides.name} ratio={ratio:.2f}  ours {found['ours']}  theirs {found['theirs']}")
     record(sides.name, {"ratio": round(ratio, 3), "figure": sides.figure, **found, "settings": _without_places(settings)})
@@ -69,11 +72,14 @@ def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: "/".join(Path(value).parts[-2:]) if isinstance(value, str) else value for key, value in settings.items()}
 
 
-def _in_process(name: str, side: str) -> Figures:
-    file = RESULTS / f".{name}-{side}.json"
+def _in_process(sides: Sides, side: str) -> Figures:
+    file = RESULTS / f".{sides.name}-{side}.json"
+    settings = {"SIDE": side, "FIGURES": str(file)}
+    if side == "ours" and sides.worker:
+        settings |= model_process(0)["env_vars"]
     RESULTS.mkdir(exist_ok=True)
     started = time.perf_counter()
-    subprocess.run([sys.executable, *sys.argv], env=os.environ | {"SIDE": side, "FIGURES": str(file)}, check=True)
+    subprocess.run([sys.executable, *sys.argv], env=os.environ | settings, check=True)
     figures: Figures = json.loads(file.read_text())
     file.unlink()
     print(f"  {side}: {figures} ({time.perf_counter() - started:.0f} s)", flush=True)
@@ -92,7 +98,6 @@ def chosen_precision(asked: str) -> str:
 def start_worker() -> None:
     """Make this process the only worker of a group on the CPU, as Ray Train would, with all cores."""
     os.environ |= {
-        "DS_ACCELERATOR": "cpu",
         "LOCAL_SIZE": "1",
         "LOCAL_RANK": "0",
         "MASTER_ADDR": "127.0.0.1",

@@ -165,7 +165,7 @@ def main(
 ) -> None:
     """Compare triplets a second over an iteration, scoring included."""
     settings = {"model": model, "data": data, "prompts": 4 if quick else prompts}
-    run(Sides(name="team", ours=ours, theirs=theirs, figure="pairs_per_s"), settings)
+    run(Sides(name="team", ours=ours, theirs=theirs, figure="pairs_per_s", worker=True), settings)
 
 
 if __name__ == "__main__":

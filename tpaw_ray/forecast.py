@@ -70,20 +70,28 @@ class Forecast:
     warnings: tuple[str, ...]
 
 
-def check_start(config: Config, store: RunStore) -> Start:
-    """The checks that take no reading of data: run folder, model, tokenizer, template, lengths, disk for the checkpoints.
+def check_folders(config: Config, store: RunStore) -> Path:
+    """The checks that take no time: the run's folder and the model's, which is returned.
 
     Raises:
         RunError: when the run was started with another config, or its folder cannot be written to.
-        CheckpointError: when the model or its tokenizer is missing, damaged or too short for `data.max_length`.
-        ConfigError: when there is no usable chat template.
-        ResourceError: when the disk cannot hold the checkpoints.
+        CheckpointError: when there is no such model.
     """
     check_same_run(config, store)
     beside = _nearest(Path(store.root))
     if not (beside.is_dir() and os.access(beside, os.W_OK | os.X_OK)):
         raise RunError(f"run.root: {store.root} cannot be made: {beside} is not a folder that can be written to")
-    model = locate(config.model.path)
+    return locate(config.model.path)
+
+
+def check_start(config: Config, store: RunStore, model: Path) -> Start:
+    """The checks that take no reading of data: model, tokenizer, template, lengths, disk for the checkpoints.
+
+    Raises:
+        CheckpointError: when the model or its tokenizer is damaged or too short for `data.max_length`.
+        ConfigError: when there is no usable chat template.
+        ResourceError: when the disk cannot hold the checkpoints.
+    """
     tokenizer = load_tokenizer(config.model)
     size = model_size(model, trust_remote_code=config.model.trust_remote_code)
     if config.data.max_length > size.context:
@@ -103,11 +111,11 @@ def forecast(config: Config) -> Forecast:
     """Check everything that can be checked without starting, and count the work ahead. Nothing is written.
 
     Raises:
-        TpawError: the first problem found, as `check_start` names it; `DataError` for a row that cannot be used;
-            `ResourceError` when the cluster (that of `RAY_ADDRESS`, otherwise this machine) lacks what the config asks for.
+        TpawError: the first problem found, as `check_folders` and `check_start` name it; `DataError` for a row that cannot be
+            used; `ResourceError` when the cluster (that of `RAY_ADDRESS`, otherwise this machine) lacks what the config asks for.
     """
     store = RunStore.open(config.run.root, config.run.name)
-    start = check_start(config, store)
+    start = check_start(config, store, check_folders(config, store))
     needed, cluster = demand(config), cluster_resources()
     if missing := unmet(needed, cluster):
         raise ResourceError(missing)

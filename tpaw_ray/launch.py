@@ -3,13 +3,14 @@
 import logging
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import ray
 
 from tpaw_ray.config import Config, dump_config
 from tpaw_ray.errors import ResourceError
-from tpaw_ray.forecast import check_start
+from tpaw_ray.forecast import Start, check_folders, check_start
 from tpaw_ray.learner.group import Learner
 from tpaw_ray.loop import SelfPlay
 from tpaw_ray.opponents.messages import EngineSettings
@@ -35,28 +36,34 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
         show(config, store, reporter)
         reporter.say(f"{store.root}: all {config.iterations} iterations are done; nothing to do")
         return
-    start = check_start(config, store)
-    connect(verbose=verbose)
-    roster = Roster(
-        EngineSettings.from_config(config, start.ends),
-        replicas=config.opponents.replicas,
-        cpus=config.opponents.cpus,
-        gpus=config.opponents.engine_gpus,
-    )
+    model = check_folders(config, store)
     try:
+        with ThreadPoolExecutor(1) as beside:  # its imports take as long as Ray's start
+            checked = beside.submit(check_start, config, store, model)
+            connect(verbose=verbose)
+            start = checked.result()
         if missing := unmet(demand(config), ray.cluster_resources()):
             raise ResourceError(missing)
         store.write_bytes(store.path("config.yaml"), dump_config(config).encode())
         store.write_json(store.path("environment.json"), environment(config, ray.cluster_resources()))
-        with reporter:
-            SelfPlay(
-                config, store, start.tokenizer, roster, ScorerPool(config, store), partial(Learner, config, store), reporter
-            ).run()
+        play(config, store, start, reporter)
     finally:
-        roster.retire_all()
         ray.shutdown()
     show(config, store, reporter)
     reporter.say(f"the run lies in {store.root}; the last checkpoint is {store.checkpoint(config.iterations)}")
+
+
+def play(config: Config, store: RunStore, start: Start, reporter: Reporter) -> None:
+    """The run itself, on a Ray that is there."""
+    opponents = config.opponents
+    settings = EngineSettings.from_config(config, start.ends)
+    roster = Roster(settings, replicas=opponents.replicas, cpus=opponents.cpus, gpus=opponents.engine_gpus)
+    scorers, learner = ScorerPool(config, store), partial(Learner, config, store)
+    try:
+        with reporter:
+            SelfPlay(config, store, start.tokenizer, roster, scorers, learner, reporter).run()
+    finally:
+        roster.retire_all()
 
 
 def is_finished(config: Config, store: RunStore) -> bool:

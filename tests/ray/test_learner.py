@@ -236,3 +236,11 @@ def test_an_update_that_is_broken_off_ends_at_once_and_makes_no_checkpoint(ray_s
         with pytest.raises(LearnerError, match=r"iteration 0: the (update was broken off|learner ended without its checkpoint)"):
             update.result(timeout=60)
     assert not store.is_committed(store.checkpoint(1))
+
+
+def test_deepspeed_compiles_nothing_for_the_learner():
+    from deepspeed.comm.torch import build_shm_op
+
+    import tpaw_ray.learner.engine  # noqa: F401
+
+    assert build_shm_op() is None

@@ -13,6 +13,7 @@ PURE = ("algorithm", "schema", "errors", "side_by_side")
 FLOORS = {
     "errors": 1,
     "side_by_side": 1,
+    "processes": 1,
     "schema": 1,
     "algorithm": 1,
     "config": 2,

@@ -1,6 +1,5 @@
 """The live policy under DeepSpeed: model, optimizer and schedule of one update."""
 
-import gc
 import math
 from typing import Any
 
@@ -13,6 +12,10 @@ from transformers.integrations import HfDeepSpeedConfig
 from tpaw_ray.config import Config, LearnerConfig, at_iteration
 from tpaw_ray.policy.logprobs import Policy
 from tpaw_ray.policy.model import load_model
+from tpaw_ray.processes import free_memory
+
+# DeepSpeed would compile its all-reduce for inference on CPUs, half a minute's work that training never calls.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -27,7 +30,12 @@ def deepspeed_settings(learner: LearnerConfig) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "zero_optimization": {"stage": learner.zero_stage, "overlap_comm": False},
+        "zero_optimization": {
+            "stage": learner.zero_stage,
+            "overlap_comm": False,
+            # Keeps a GPU's memory from fragmenting; on CPUs it is one more copy.
+            "contiguous_gradients": learner.gpus > 0,
+        },
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": learner.precision == "bf16"},
         "gradient_clipping": learner.max_grad_norm,
@@ -93,9 +101,7 @@ class PolicyEngine:
     def close(self) -> None:
         self.engine.destroy()
         self.engine = self._zero3 = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def make_optimizer(policy: Policy, learner: LearnerConfig, iteration: int) -> Optimizer:

@@ -8,6 +8,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from tpaw_ray.config import Config
+from tpaw_ray.processes import model_process
 from tpaw_ray.runs.store import RunStore
 
 
@@ -32,10 +33,11 @@ def make_trainer(config: Config, store: RunStore, mailbox: Any) -> TorchTrainer:
         train_loop_config={"config": config, "store": store, "mailbox": mailbox},
         torch_config=TorchConfig(backend="nccl" if learner.gpus else "gloo"),
         scaling_config=ScalingConfig(num_workers=learner.workers, use_gpu=bool(learner.gpus), resources_per_worker=resources),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # typed as the RunConfig before Ray Train 2
             name="learner",
             storage_path=store.path("ray_train"),
             failure_config=FailureConfig(max_failures=learner.max_restarts),
+            worker_runtime_env=model_process(learner.gpus),
         ),
     )
 
@@ -43,9 +45,6 @@ def make_trainer(config: Config, store: RunStore, mailbox: Any) -> TorchTrainer:
 def train_loop(settings: dict[str, Any]) -> None:
     """What Ray Train runs on a worker. Heavy imports happen here, after the process knows its accelerator and threads."""
     config: Config = settings["config"]
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.learner.gpus else "cpu")
-    # Threads that spin while they wait starve the other processes of a machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("LOCAL_SIZE", str(ray.train.get_context().get_local_world_size()))
 
     from tpaw_ray.learner.worker import work

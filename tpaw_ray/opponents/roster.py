@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from tpaw_ray.errors import GenerationError, RunError
 from tpaw_ray.opponents.messages import EngineSettings, Request, Response, Sampling
 from tpaw_ray.opponents.opponent import Opponent
+from tpaw_ray.processes import model_process
 
 MAX_RESTARTS = 3
 """How often Ray replaces an opponent's process that ended unasked: an engine that broke down, a lost node."""
@@ -40,6 +41,7 @@ class Roster:
             "max_restarts": MAX_RESTARTS,
             "max_task_retries": MAX_TASK_RETRIES,
             "max_concurrency": MAX_CALLS,
+            "runtime_env": model_process(gpus),
         }
         self._hosted: dict[int, list[ActorHandle[Opponent]]] = {}
 

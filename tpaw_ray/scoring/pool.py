@@ -10,6 +10,7 @@ from tpaw_ray.config import Config
 from tpaw_ray.data.stage import ask_for_each_shard
 from tpaw_ray.errors import RunError
 from tpaw_ray.plan import SCORER_SHARDS
+from tpaw_ray.processes import model_process
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.scoring.scorer import Scorer
 from tpaw_ray.scoring.shards import ScoreShard, is_scored
@@ -33,6 +34,7 @@ class ScorerPool:
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,
             max_concurrency=SCORER_SHARDS,
+            runtime_env=model_process(config.scoring.gpus),
         )
         self.scorers = [actor.remote(config, store) for _ in range(config.scoring.workers)]
 

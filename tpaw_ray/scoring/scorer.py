@@ -3,13 +3,13 @@
 Torch is imported in the actor's process only.
 """
 
-import gc
 import os
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from tpaw_ray.config import Config
+from tpaw_ray.processes import free_memory
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Prompt, Score
 from tpaw_ray.scoring.shards import ScoreShard, score_key
@@ -30,9 +30,6 @@ class Scorer:
     """
 
     def __init__(self, config: Config, store: RunStore) -> None:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu" if not config.scoring.gpus else "cuda")
-        # Threads that spin while they wait starve the other processes of a machine.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
         # The policy's imports take seconds; here they are part of the warm-up.
@@ -83,13 +80,9 @@ class Scorer:
         return worked_s
 
     def _unload(self) -> None:
-        import torch
-
         self.loaded = ""
         self.__dict__.pop("policy", None)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def _load(self, checkpoint: str) -> None:
         if self.loaded == checkpoint:

@@ -1,0 +1,46 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tpaw_ray.processes import free_memory, model_process
+
+HOLD_AND_FREE = """
+import torch
+from tpaw_ray.processes import free_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+before = resident()
+held = [torch.ones(2**20) for _ in range(256)]  # 4 MiB each
+del held
+kept = resident() - before
+free_memory()
+print(kept, resident() - before)
+"""
+
+
+def test_a_cpu_process_keeps_freed_tensors_memory_until_it_is_told_to_give_it_back():
+    if not sys.platform.startswith("linux"):
+        pytest.skip("mallopt is glibc's")
+    environment = os.environ | model_process(0)["env_vars"]
+    found = subprocess.run([sys.executable, "-c", HOLD_AND_FREE], env=environment, capture_output=True, text=True, check=True)
+    kept, left = map(float, found.stdout.split())
+    assert kept > 900
+    assert left < 200
+
+
+@pytest.mark.parametrize(("gpus", "accelerator"), [(0, "cpu"), (0.5, "cuda")])
+def test_a_process_knows_its_accelerator(gpus, accelerator):
+    variables = model_process(gpus)["env_vars"]
+    assert variables["DS_ACCELERATOR"] == accelerator
+    assert variables["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert ("MALLOC_ARENA_MAX" in variables) == (gpus == 0)
+
+
+def test_memory_can_be_freed_where_there_is_none_to_free():
+    free_memory()
+    free_memory()
