@@ -106,7 +106,7 @@ def theirs(settings: dict[str, Any]) -> Figures:
 def main(
     model: Annotated[str, typer.Option(help="Folder of the model.")] = "models/smollm2-135m",
     data: Annotated[str, typer.Option(help="GSM8K's train.jsonl.")] = "../shared/data/gsm8k/train.jsonl",
-    prompts: int = 48,
+    prompts: int = 96,
     precision: Annotated[str, typer.Option(help="bf16, fp32, or auto: what the processor multiplies in.")] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="8 prompts.")] = False,
 ) -> None:

@@ -87,12 +87,13 @@ def _in_process(sides: Sides, side: str) -> Figures:
 
 
 def chosen_precision(asked: str) -> str:
-    """`auto` becomes bf16 where the processor (or a GPU) multiplies in it, fp32 elsewhere; both sides then run in it."""
-    import torch
+    """`auto` becomes bf16 where the processor (or a GPU) multiplies in it, fp32 elsewhere; both sides then run in it.
 
+    Found without torch, whose import is part of what is measured.
+    """
     if asked != "auto":
         return asked
-    return "bf16" if torch.cuda.is_available() or multiplies_bf16() else "fp32"
+    return "bf16" if Path("/dev/nvidiactl").exists() or multiplies_bf16() else "fp32"
 
 
 def start_worker() -> None:
