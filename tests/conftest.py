@@ -3,6 +3,10 @@
 import logging
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any_machine", deadline=None)  # how long an example takes says nothing about it
+settings.load_profile("any_machine")
 
 
 @pytest.fixture(scope="session")

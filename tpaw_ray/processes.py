@@ -23,6 +23,7 @@ def model_process(gpus: float) -> dict[str, Any]:
             "MALLOC_MMAP_MAX_": "0",
             "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
             "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for huge pages
+            "CUDA_VISIBLE_DEVICES": "",  # a GPU beside it belongs to others
         }
     return {"env_vars": variables}
 

@@ -158,14 +158,36 @@ def test_an_architecture_whose_packed_sequences_see_each_other_is_refused():
 
 
 class HalfForgetful(Forgetful):
-    """Hands on what sequences are made of, but not what they share."""
+    """Hands on where sequences begin, but not what those that share a prompt see."""
 
-    forgotten = ("keys_M", "cu_seq_lens_k")
+    forgotten = ("keys_M",)
 
 
-def test_an_architecture_whose_responses_see_each_other_past_a_shared_prompt_is_refused():
-    with pytest.raises(CheckpointError, match=r"HalfForgetful: (packed sequences|responses that share a prompt) see each other"):
-        check_policy(Policy(model_with("varlen", HalfForgetful)))
+class Recounting(LlamaForCausalLM):
+    """Counts positions itself, from where sequences begin: right for whole sequences, wrong behind a shared prompt."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        whole = self.model.forward
+
+        def forward(**kwargs):
+            if (begins := kwargs.get("cu_seq_lens_q")) is not None:
+                kwargs["position_ids"] = torch.cat([torch.arange(length) for length in begins.diff().tolist()])[None]
+            return whole(**kwargs)
+
+        self.model.forward = forward
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        (HalfForgetful, "does not hand on what sequences see that share a prompt; set model.attention to sdpa"),
+        (Recounting, "Recounting: responses that share a prompt disturb each other"),
+    ],
+)
+def test_an_architecture_whose_prompts_cannot_be_shared_is_refused(architecture, message):
+    with pytest.raises(CheckpointError, match=message):
+        check_policy(Policy(model_with("varlen", architecture)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch's variable-length FlashAttention runs there only")

@@ -1,5 +1,6 @@
 """Every triplet once, in steps and micro-batches that do not depend on how many workers share them."""
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -134,14 +135,15 @@ def test_a_unit_over_the_budget_holds_a_single_triplet(case):
 @given(laid_out())
 def test_a_target_runs_once_in_a_step_unless_its_triplets_exceed_the_budget_together(case):
     triplets, step, shares, _, (budget, packed, shared) = case
-    runs = Counter(triplets[unit.triplets[0]].prompt_id for unit in units_of(shares))
-    for prompt_id, times in runs.items():
-        members = [triplets[index] for index in step if triplets[index].prompt_id == prompt_id]
-        lengths = [members[0].target_length, *(member.generated_length for member in members)]
-        if shared:
-            lengths = [3, *(length - 3 for length in lengths)]
-        fits = (sum(lengths) if packed else max(lengths) * len(lengths)) <= budget
-        assert times == (1 if fits else len(members))
+    by_prompt: dict[str, list] = {}
+    for unit in units_of(shares):
+        by_prompt.setdefault(triplets[unit.triplets[0]].prompt_id, []).append(unit)
+    place = {index: number for number, index in enumerate(step)}
+    for units in by_prompt.values():
+        units.sort(key=lambda unit: place[unit.triplets[0]])
+        for one, following in itertools.pairwise(units):
+            longer = unit_of(triplets, [*one.triplets, following.triplets[0]], share_prompts=shared)
+            assert tokens([longer], packed) > budget
 
 
 @given(laid_out())

@@ -112,3 +112,47 @@ def test_without_held_out_prompts_the_last_checkpoint_has_nothing_to_say(play):
     play.store.commit(play.store.path("prompts"), train=8, validation=0, test=0)
     assert not play.has_to_be_evaluated(3)
     assert not play.has_to_generate(3)
+
+
+class NotedRoster:
+    """Stands in for the roster: notes who is hosted and who is retired."""
+
+    def __init__(self, *hosted):
+        self.hosted, self.retired = hosted, []
+
+    def host(self, checkpoint, path, ready_file):
+        self.hosted += () if checkpoint in self.hosted else (checkpoint,)
+
+    def retire(self, checkpoint):
+        self.hosted = tuple(other for other in self.hosted if other != checkpoint)
+        self.retired.append(checkpoint)
+
+
+def test_who_has_spoken_is_retired_and_the_coming_checkpoint_is_warmed_up(play):
+    play.store.commit(play.store.path("prompts"), train=8, validation=0, test=0)
+    play.roster = NotedRoster(0)
+    play.release(0)
+    assert (play.roster.hosted, play.roster.retired) == ((1,), [0])
+    play.roster = NotedRoster(2)
+    play.release(2)  # the last iteration; without held-out prompts nobody asks the last checkpoint
+    assert (play.roster.hosted, play.roster.retired) == ((), [2])
+
+
+def test_with_fresh_data_the_team_stays_to_speak_again(tmp_path):
+    config = resolve_config(
+        {
+            "run": {"name": "t", "root": str(tmp_path)},
+            "model": {"path": "m"},
+            "data": {"path": "d"},
+            "iterations": 4,
+            "team": {"data": "fresh", "size": 2},
+        }
+    )
+    store = RunStore.open(str(tmp_path), "t")
+    store.commit(store.path("prompts"), train=8, validation=2, test=0)
+    roster = NotedRoster(0, 1)
+    play = SelfPlay(config, store, None, roster, None, None, Reporter())
+    play.release(1)
+    assert (roster.hosted, roster.retired) == ((1, 2), [0])
+    play.release(3)
+    assert roster.hosted == (4,)  # nobody speaks after the last iteration, but its checkpoint is evaluated

@@ -92,7 +92,7 @@ def test_two_triplets_two_players_by_hand():
     assert found.loss.item() == pytest.approx(0.7284416, abs=2e-6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(logps(), SETTINGS)
 def test_every_output_equals_the_plain_python_reference(arguments, values):
     found = of(arguments, **values)
@@ -203,14 +203,14 @@ def test_large_gamma_puts_all_weight_on_the_smallest_margin():
 
 
 @given(logps(), SETTINGS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_player_weights_sum_to_one(arguments, values):
     sums_B = of(arguments, **values).player_weights_BK.sum(1)
     torch.testing.assert_close(sums_B, torch.ones_like(sums_B))
 
 
 @given(logps(), SETTINGS, st.randoms(use_true_random=False))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_loss_does_not_change_when_players_are_permuted(arguments, values, random):
     order = list(range(len(arguments[2][0])))
     random.shuffle(order)
@@ -221,7 +221,7 @@ def test_the_loss_does_not_change_when_players_are_permuted(arguments, values, r
 
 
 @given(logps(), SETTINGS, st.floats(-50.0, 50.0))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_constant_on_both_reference_logps_of_a_player_leaves_its_margin(arguments, values, constant):
     shifted = (*arguments[:2], *([[row[0] + constant, *row[1:]] for row in table] for table in arguments[2:]))
     found, expected = of(shifted, **values), of(arguments, **values)
@@ -282,7 +282,7 @@ def test_undetached_gradient_equals_differences_of_the_whole_loss():
 
 
 @given(logps(), SETTINGS, st.floats(-30.0, 30.0), st.floats(-30.0, 30.0))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_player_weights_do_not_depend_on_the_policy(arguments, values, target_shift, generated_shift):
     # m_j = λ (log π(y) − log π(y_gen)) − λ (log π_j(y) − log π_j(y_gen)): the first part is the same for all players, and
     # cancels in (4). So β is a function of the frozen references alone, and only α is live.
@@ -338,7 +338,7 @@ def test_frozen_weights_are_used_as_given():
 
 
 @given(logps(), SETTINGS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_live_weights_equal_start_weights_while_the_policy_is_the_newest_player(arguments, values):
     targets_BK, generated_BK = f64(arguments[2]), f64(arguments[3])
     live = team_loss(targets_BK[:, 0], generated_BK[:, 0], targets_BK, generated_BK, **values)

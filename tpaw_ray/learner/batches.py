@@ -64,8 +64,8 @@ def micro_batches(
     """Lay a step's triplets out as `[worker][micro-batch][unit]`.
 
     Every worker gets equally many micro-batches, because workers wait for each other in each; the spare ones are empty.
-    A unit over the budget is split into single triplets. The heaviest micro-batches are dealt out first, each to the worker
-    with the least work. `packed` says what a micro-batch costs: its tokens, or its tokens padded to the longest sequence;
+    Triplets of a prompt that exceed the budget together make several units. The heaviest micro-batches are dealt out first,
+    each to the worker with the least work. `packed` says what a micro-batch costs: its tokens, or its tokens padded to the longest sequence;
     `share_prompts`, that a unit's prompt runs once.
     """
 
@@ -101,9 +101,13 @@ def _units(
         groups.setdefault(triplets[index].prompt_id, []).append(index)
     units = []
     for group in groups.values():
-        unit = unit_of(triplets, group, share_prompts=share_prompts)
-        fits = tokens([unit]) <= budget
-        units += [unit] if fits else [unit_of(triplets, [index], share_prompts=share_prompts) for index in group]
+        held: list[int] = []
+        for index in group:
+            if held and tokens([unit_of(triplets, [*held, index], share_prompts=share_prompts)]) > budget:
+                units.append(unit_of(triplets, held, share_prompts=share_prompts))
+                held = []
+            held.append(index)
+        units.append(unit_of(triplets, held, share_prompts=share_prompts))
     return units
 
 

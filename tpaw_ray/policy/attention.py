@@ -59,13 +59,18 @@ def varlen_attention(
     Returns `[1, N, H, D]`.
 
     Raises:
-        CheckpointError: for a model whose attention does more than this one.
+        CheckpointError: for a model whose attention does more than this one, or that keeps `keys_M` to itself.
     """
     longest = max_length_k or query.shape[2]
     if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < longest):
         raise CheckpointError(
             f"{type(module).__name__}: this model's attention has a soft cap, sinks or a window shorter than {longest} tokens, "
             "which varlen lacks; set model.attention to flash_attention_2, sdpa or eager, as the model allows"
+        )
+    if keys_M is None and max_length_k != max_length_q:
+        raise CheckpointError(
+            f"{type(module).__name__}: this model does not hand on what sequences see that share a prompt; "
+            "set model.attention to sdpa"
         )
     if cu_seq_lens_q is None or cu_seq_lens_k is None:
         return _causal(query, key, value, scaling).transpose(1, 2), None
