@@ -71,7 +71,7 @@ class Forecast:
 
 
 def check_folders(config: Config, store: RunStore) -> Path:
-    """The checks that take no time: the run's folder and the model's, which is returned.
+    """The checks that import nothing large: the run's folder and the model's, which is returned.
 
     Raises:
         RunError: when the run was started with another config, or its folder cannot be written to.

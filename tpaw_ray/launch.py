@@ -40,7 +40,11 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
     try:
         with ThreadPoolExecutor(1) as beside:  # its imports take as long as Ray's start
             checked = beside.submit(check_start, config, store, model)
-            connect(verbose=verbose)
+            try:
+                connect(verbose=verbose)
+            except ResourceError:
+                checked.result()  # what is wrong with the model can be mended first
+                raise
             start = checked.result()
         if missing := unmet(demand(config), ray.cluster_resources()):
             raise ResourceError(missing)

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 from typing import Any
 
 
@@ -9,23 +10,24 @@ def model_process(gpus: float) -> dict[str, Any]:
     """The `runtime_env` of an actor that runs a model on that many GPUs, or on CPUs for 0.
 
     On CPUs, glibc takes the memory of every large tensor from the system and gives it back at once, zeroed anew each time: a
-    fifth of an update's time. Here it keeps what it has, in one arena, until `free_memory`; see mallopt(3).
+    fifth of an update's time. Here a process keeps what it has, in one arena; learner and scorers call `free_memory` when
+    they rest. See mallopt(3). What the driver's own environment says counts more, but for the GPUs.
     """
-    variables = {
+    preferred = {
         "DS_ACCELERATOR": "cuda" if gpus else "cpu",
         # Threads that spin while they wait starve each other as soon as a core is shared: 420 instead of 7900 tokens/s were
         # seen for a tiny model on two cores.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
     if not gpus:
-        variables |= {
+        preferred |= {
             "MALLOC_ARENA_MAX": "1",
             "MALLOC_MMAP_MAX_": "0",
-            "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+            "MALLOC_TRIM_THRESHOLD_": str(2**62),
             "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for huge pages
-            "CUDA_VISIBLE_DEVICES": "",  # a GPU beside it belongs to others
         }
-    return {"env_vars": variables}
+    variables = {name: os.environ.get(name, value) for name, value in preferred.items()}
+    return {"env_vars": variables if gpus else variables | {"CUDA_VISIBLE_DEVICES": ""}}  # a GPU beside it belongs to others
 
 
 def free_memory() -> None:

@@ -17,6 +17,7 @@ from tpaw_ray.errors import CheckpointError, GenerationError, RunError
 from tpaw_ray.opponents.opponent import EngineFailure, EngineSettings, Opponent, Request, Response, Sampling
 from tpaw_ray.opponents.roster import Roster, ask
 from tpaw_ray.opponents.seeds import request_seed
+from tpaw_ray.processes import model_process
 
 END = tiny_tokenizer().eos_token_id
 VOCABULARY = len(tiny_tokenizer())
@@ -288,3 +289,9 @@ def assert_gone(opponent, free_cpus):
 
 def free():
     return ray.available_resources()["CPU"]
+
+
+def test_an_opponents_process_has_the_environment_of_one_that_runs_a_model(pair):
+    for opponent in pair:
+        found = ray.get(opponent.__ray_call__.remote(lambda _: dict(os.environ)))
+        assert found.items() >= model_process(0)["env_vars"].items()

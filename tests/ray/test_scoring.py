@@ -7,10 +7,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
+import ray
 import torch
 
 from tpaw_ray.config import resolve_config
 from tpaw_ray.errors import CheckpointError, RunError
+from tpaw_ray.processes import model_process
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Prompt, Score
 from tpaw_ray.scoring.pool import ScorerPool
@@ -149,3 +151,9 @@ def test_closing_ends_scorers_that_wait_for_a_rollout(pool, store):
 def test_a_player_that_cannot_be_loaded_is_named(pool, store):
     with pytest.raises(CheckpointError, match=r"checkpoints/007: no config\.json"):
         pool.score(target_shards(store, 7, "train", store.path("targets")), lambda count: None)
+
+
+def test_a_scorers_process_has_the_environment_of_one_that_runs_a_model(pool):
+    for scorer in pool.scorers:
+        found = ray.get(scorer.__ray_call__.remote(lambda _: dict(os.environ)))
+        assert found.items() >= model_process(0)["env_vars"].items()

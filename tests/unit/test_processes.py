@@ -34,11 +34,19 @@ def test_a_cpu_process_keeps_freed_tensors_memory_until_it_is_told_to_give_it_ba
 
 
 @pytest.mark.parametrize(("gpus", "accelerator"), [(0, "cpu"), (0.5, "cuda")])
-def test_a_process_knows_its_accelerator(gpus, accelerator):
+def test_a_process_knows_its_accelerator_and_sees_no_gpu_that_it_was_not_given(monkeypatch, gpus, accelerator):
+    for name in ("DS_ACCELERATOR", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
     variables = model_process(gpus)["env_vars"]
     assert variables["DS_ACCELERATOR"] == accelerator
     assert variables["OMP_WAIT_POLICY"] == "PASSIVE"
     assert ("MALLOC_ARENA_MAX" in variables) == (gpus == 0)
+    assert variables.get("CUDA_VISIBLE_DEVICES") == ("" if gpus == 0 else None)
+
+
+def test_what_the_user_set_counts(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert model_process(0)["env_vars"]["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 def test_memory_can_be_freed_where_there_is_none_to_free():

@@ -65,8 +65,8 @@ def micro_batches(
 
     Every worker gets equally many micro-batches, because workers wait for each other in each; the spare ones are empty.
     Triplets of a prompt that exceed the budget together make several units. The heaviest micro-batches are dealt out first,
-    each to the worker with the least work. `packed` says what a micro-batch costs: its tokens, or its tokens padded to the longest sequence;
-    `share_prompts`, that a unit's prompt runs once.
+    each to the worker with the least work. `packed` says what a micro-batch costs: its tokens, or its tokens padded to the
+    longest sequence; `share_prompts`, that a unit's prompt runs once.
     """
 
     def tokens(units: Sequence[Unit]) -> int:

@@ -14,8 +14,8 @@ from tpaw_ray.policy.logprobs import Policy
 from tpaw_ray.policy.model import load_model
 from tpaw_ray.processes import free_memory
 
-# DeepSpeed would compile its all-reduce for inference on CPUs, half a minute's work that training never calls.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# On CPUs DeepSpeed would compile its all-reduce for inference, half a minute's work that training never calls.
+deepspeed.comm.torch.build_shm_op = lambda: None
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
