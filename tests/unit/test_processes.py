@@ -1,8 +1,13 @@
+import ctypes
+import gc
 import os
 import subprocess
 import sys
+import weakref
+from types import SimpleNamespace
 
 import pytest
+import torch  # noqa: F401  (its import loads libraries through ctypes, which a test replaces)
 
 from tpaw_ray.processes import free_memory, model_process
 
@@ -49,6 +54,20 @@ def test_what_the_user_set_counts(monkeypatch):
     assert model_process(0)["env_vars"]["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
-def test_memory_can_be_freed_where_there_is_none_to_free():
-    free_memory()
-    free_memory()
+class Held:
+    """Refers to itself, so that only a collection ends it."""
+
+    def __init__(self):
+        self.itself = self
+
+
+def test_what_only_refers_to_itself_is_freed_also_where_the_c_library_cannot_trim(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())  # as on a system without glibc
+    gc.disable()
+    try:
+        held = weakref.ref(Held())
+        assert held() is not None
+        free_memory()
+        assert held() is None
+    finally:
+        gc.enable()

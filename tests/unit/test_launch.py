@@ -1,0 +1,59 @@
+"""The start of a run: Ray comes up beside the checks, and which of two errors a user is told."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from tpaw_ray import launch
+from tpaw_ray.config import resolve_config
+from tpaw_ray.errors import CheckpointError, ResourceError
+from tpaw_ray.runs.progress import Reporter
+
+
+@pytest.fixture
+def begin(tmp_path, monkeypatch):
+    """Calls `launch` with stand-ins for Ray's start, the check and the run; returns what happened, in order."""
+    config = resolve_config(
+        {"run": {"name": "t", "root": str(tmp_path)}, "model": {"path": "m"}, "data": {"path": "d"}, "iterations": 1}
+    )
+
+    def call(connect, check):
+        happened = []
+        monkeypatch.setattr(launch, "check_folders", lambda config, store: tmp_path)
+        monkeypatch.setattr(launch, "connect", lambda *, verbose: connect())
+        monkeypatch.setattr(launch, "check_start", lambda config, store, model: check())
+        monkeypatch.setattr(launch, "play", lambda *_: happened.append("play"))
+        monkeypatch.setattr(launch, "show", lambda *_: None)
+        resources = {"CPU": 64.0}
+        monkeypatch.setattr(
+            launch, "ray", SimpleNamespace(cluster_resources=lambda: resources, shutdown=lambda: happened.append("shutdown"))
+        )
+        try:
+            launch.launch(config, Reporter())
+        except (CheckpointError, ResourceError) as error:
+            happened.append(str(error))
+        return happened
+
+    return call
+
+
+def failing(error):
+    def fail():
+        raise error
+
+    return fail
+
+
+def test_ray_starts_while_the_checks_run(begin):
+    met = threading.Barrier(2, timeout=30)  # one after the other would never meet
+    assert begin(met.wait, met.wait) == ["play", "shutdown"]
+
+
+def test_a_failed_check_ends_the_run_and_ray(begin):
+    assert begin(lambda: None, failing(CheckpointError("no model"))) == ["shutdown", "no model"]
+
+
+def test_what_is_wrong_with_the_model_is_told_before_what_is_wrong_with_ray(begin):
+    assert begin(failing(ResourceError("no Ray")), failing(CheckpointError("no model"))) == ["shutdown", "no model"]
+    assert begin(failing(ResourceError("no Ray")), lambda: None) == ["shutdown", "no Ray"]
