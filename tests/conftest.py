@@ -10,10 +10,21 @@ settings.load_profile("any_machine")
 
 
 @pytest.fixture(scope="session")
-def ray_session():
+def holding(tmp_path_factory):
+    """Holds processes of the session's Ray at named places (`tpaw_ray.faults`); nothing is armed unless a test does so."""
+    from tests.holding import Holding
+
+    return Holding(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="session")
+def ray_session(holding):
     """A local Ray of four scheduling CPUs, whatever the machine has."""
+    import os
+
     import ray
 
+    os.environ["TPAW_FAULTS"] = str(holding.folder)  # Ray's processes have the environment of this one
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()

@@ -198,6 +198,10 @@ class LearnerConfig(Section):
     """Triplets in a step, over all workers and micro-batches."""
     micro_batch_tokens: Count = 8192
     """Tokens in a micro-batch of one worker, with the padding where `model.attention` needs it; one triplet always fits."""
+    save_steps: Count | None = None
+    """Save the update every so many steps, so that it goes on from there after a death."""
+    save_minutes: Positive | None = 30
+    """Save the update when so many minutes have passed since it last was."""
     max_restarts: Annotated[int, Field(ge=0)] = 2
     """How often the worker group is started again after a worker died."""
 

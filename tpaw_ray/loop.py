@@ -16,12 +16,13 @@ from tpaw_ray.data.pairs import PairRecipe, pair
 from tpaw_ray.data.prompts import prepare_prompts
 from tpaw_ray.evaluation.exact_match import judge, verdict
 from tpaw_ray.learner.group import Learner
+from tpaw_ray.learner.mailbox import News
 from tpaw_ray.opponents.messages import Sampling
 from tpaw_ray.opponents.rollouts import Questions, generate
 from tpaw_ray.opponents.roster import Roster
 from tpaw_ray.plan import shards_asked
 from tpaw_ray.policy.start import import_start
-from tpaw_ray.runs.metrics import MetricsLog, StepMetrics
+from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import Summary
@@ -178,6 +179,7 @@ class SelfPlay:
         if not self.store.is_committed(self.store.checkpoint(iteration + 1)):
             self.learn(iteration)
         self.metrics.settle(iteration)
+        self.store.remove(self.store.steps(iteration))
 
     def evaluate(self, checkpoint: int) -> None:
         """The checkpoint's opponent answers held-out prompts greedily, while a scorer scores their targets."""
@@ -276,12 +278,18 @@ class SelfPlay:
         self.metrics.restart(iteration)
         pairs = self.store.counts(self.store.pairs(iteration))["pairs"]
         with self.reporter.stage(f"[{iteration}] update", pairs * self.config.learner.epochs) as advance:
+            taken = 0
 
-            def on_rows(rows: list[StepMetrics]) -> None:
+            def on_news(news: News) -> None:
+                nonlocal taken
+                for remark in news.remarks:
+                    self.reporter.say(remark)
+                rows = [row for row in news.rows if row.step >= taken]  # others were taken again after a death
+                taken += len(rows)
                 self.metrics.append(rows)
                 advance(sum(row.triplets for row in rows))
 
-            self.learner.update(iteration, on_rows)
+            self.learner.update(iteration, on_news)
         if iteration == 0:
             attention = self.store.counts(self.store.learner(iteration))["attention"]
             self.reporter.say(f"learner: attention {attention}")

@@ -14,6 +14,7 @@ FLOORS = {
     "errors": 1,
     "side_by_side": 1,
     "processes": 1,
+    "faults": 1,
     "schema": 1,
     "algorithm": 1,
     "config": 2,

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
 from tpaw_ray.config import Config, LearnerConfig, at_iteration
+from tpaw_ray.errors import RunError
 from tpaw_ray.policy.logprobs import Policy
 from tpaw_ray.policy.model import load_model
 from tpaw_ray.processes import free_memory
@@ -97,6 +98,16 @@ class PolicyEngine:
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return (None if norm is None else float(norm)), float(learning_rate)
+
+    def save(self, folder: str, name: str) -> None:
+        """Write weights, optimizer and schedule below `folder/name`, each worker its own files; all workers must call it."""
+        self.engine.save_checkpoint(folder, name, save_latest=False)
+
+    def load(self, folder: str, name: str) -> None:
+        """Take up what `save` wrote, on as many workers as then. The files are pickles: only those of the own run are read."""
+        found, _ = self.engine.load_checkpoint(folder, name)
+        if found is None:
+            raise RunError(f"{folder}/{name}: DeepSpeed cannot read it; remove this folder to have the update begin anew")
 
     def close(self) -> None:
         self.engine.destroy()

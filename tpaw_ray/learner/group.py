@@ -12,8 +12,7 @@ import ray
 
 from tpaw_ray.config import Config
 from tpaw_ray.errors import LearnerError
-from tpaw_ray.learner.mailbox import Mailbox
-from tpaw_ray.runs.metrics import StepMetrics
+from tpaw_ray.learner.mailbox import Mailbox, News
 from tpaw_ray.runs.store import RunStore
 
 
@@ -38,8 +37,10 @@ class Learner:
         self._failure = self.group.fit.remote(config, store, self.mailbox)
         self._broken_off = Event()
 
-    def update(self, iteration: int, on_rows: Callable[[list[StepMetrics]], None]) -> None:
-        """Have `θ_{t+1}` made from the committed pairs of an iteration; `on_rows` gets the metrics of steps as they end.
+    def update(self, iteration: int, on_news: Callable[[News], None]) -> None:
+        """Have `θ_{t+1}` made from the committed pairs of an iteration; `on_news` gets the metrics of steps as they end.
+
+        After a worker's death steps are taken again, and their metrics come again.
 
         Raises:
             LearnerError: when the workers gave up, the group has ended, with the reason, or the update was broken off.
@@ -48,12 +49,12 @@ class Learner:
         checkpoint = self.store.checkpoint(iteration + 1)
         while not self.store.is_committed(checkpoint):
             ended, _ = ray.wait([self._failure], timeout=0)
-            self._collect(on_rows)
+            self._collect(on_news)
             if ended and not self.store.is_committed(checkpoint):
                 raise LearnerError(f"iteration {iteration}: the learner ended without its checkpoint: {self._reason()}")
             if self._broken_off.wait(0.1):
                 raise LearnerError(f"iteration {iteration}: the update was broken off")
-        self._collect(on_rows)
+        self._collect(on_news)
 
     def break_off(self) -> None:
         """End the group, whatever it does, and an `update` in another thread with it."""
@@ -67,11 +68,11 @@ class Learner:
         ray.kill(self.group)
         ray.kill(self.mailbox)
 
-    def _collect(self, on_rows: Callable[[list[StepMetrics]], None]) -> None:
-        rows, failure = ray.get(self.mailbox.collect.remote())
-        on_rows(rows)
-        if failure:
-            raise LearnerError(failure)
+    def _collect(self, on_news: Callable[[News], None]) -> None:
+        news = ray.get(self.mailbox.collect.remote())
+        on_news(news)
+        if news.failure:
+            raise LearnerError(news.failure)
 
     def _reason(self) -> str:
         try:

@@ -1,8 +1,20 @@
 """A Ray actor between the driver and the workers of the learner."""
 
 import asyncio
+from dataclasses import dataclass, field
 
 from tpaw_ray.runs.metrics import StepMetrics
+
+
+@dataclass(kw_only=True)
+class News:
+    """What workers said since the driver last asked."""
+
+    rows: list[StepMetrics] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    """For the user to read."""
+    failure: str = ""
+    """Why the update cannot succeed, however often it is tried."""
 
 
 class Mailbox:
@@ -12,8 +24,7 @@ class Mailbox:
         self._order = -1
         self._open = True
         self._changed = asyncio.Condition()
-        self._rows: list[StepMetrics] = []
-        self._failure = ""
+        self._news = News()
 
     async def post(self, iteration: int) -> None:
         """Order the update of an iteration."""
@@ -34,13 +45,17 @@ class Mailbox:
         return self._order if self._order > done else None
 
     async def report(self, row: StepMetrics) -> None:
-        self._rows.append(row)
+        self._news.rows.append(row)
+
+    async def remark(self, text: str) -> None:
+        """Say something to the user."""
+        self._news.remarks.append(text)
 
     async def give_up(self, reason: str) -> None:
         """Say that the update cannot succeed, however often it is tried."""
-        self._failure = reason
+        self._news.failure = reason
 
-    async def collect(self) -> tuple[list[StepMetrics], str]:
-        """The rows reported since the last call, and why the workers gave up, if they did."""
-        rows, self._rows = self._rows, []
-        return rows, self._failure
+    async def collect(self) -> News:
+        """What came in since the last call; a failure stays."""
+        news, self._news = self._news, News(failure=self._news.failure)
+        return news

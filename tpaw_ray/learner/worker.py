@@ -5,7 +5,8 @@ Axes: `B` triplet, `K` player.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -16,9 +17,11 @@ from torch import Tensor, distributed
 from tpaw_ray.algorithm.objective import TeamLoss, team_loss, weighted_loss
 from tpaw_ray.config import Config, at_iteration
 from tpaw_ray.errors import LearnerError
-from tpaw_ray.learner.batches import Unit, epoch_steps, micro_batches, num_steps
+from tpaw_ray.faults import Place, reached
+from tpaw_ray.learner.batches import TripletLengths, Unit, epoch_steps, micro_batches, num_steps
 from tpaw_ray.learner.engine import PolicyEngine
 from tpaw_ray.learner.export import export_checkpoint
+from tpaw_ray.learner.saves import StepCheckpoints
 from tpaw_ray.learner.triplets import TripletBatch, lengths_of, read_pairs, triplet_batch
 from tpaw_ray.runs.metrics import MetricsLog, StepMetrics
 from tpaw_ray.runs.store import RunStore
@@ -33,7 +36,7 @@ def work(config: Config, store: RunStore, mailbox: Any) -> None:
     while (iteration := ray.get(mailbox.next_order.remote(done))) is not None:
         if not store.is_committed(store.checkpoint(iteration + 1)):
             try:
-                update(config, store, iteration, (lambda row: mailbox.report.remote(row)) if first_rank else (lambda row: None))
+                update(config, store, iteration, Reports(mailbox if first_rank else None))
             except LearnerError as error:  # every worker finds the same; a restart of the group would find it again
                 if first_rank:
                     ray.get(mailbox.give_up.remote(str(error)))
@@ -42,56 +45,50 @@ def work(config: Config, store: RunStore, mailbox: Any) -> None:
         ray.train.report({"iteration": iteration})
 
 
-def update(config: Config, store: RunStore, iteration: int, report: Callable[[StepMetrics], object]) -> None:
+@dataclass(frozen=True)
+class Reports:
+    """What the update says to the driver; rank 0 speaks for all, the others have no mailbox."""
+
+    mailbox: Any
+
+    def row(self, row: StepMetrics) -> None:
+        if self.mailbox is not None:
+            self.mailbox.report.remote(row)
+
+    def remark(self, text: str) -> None:
+        if self.mailbox is not None:
+            self.mailbox.remark.remote(text)
+
+
+def update(config: Config, store: RunStore, iteration: int, report: Reports) -> None:
     """Train `θ_{t+1}` from `θ_t` on the pairs of iteration `t` and write it as a checkpoint."""
     began = time.perf_counter()
-    rank, workers = distributed.get_rank(), distributed.get_world_size()
+    rank, learner = distributed.get_rank(), config.learner
     pairs = read_pairs(store, iteration)
     lengths = lengths_of(pairs)
-    learner = config.learner
     total = num_steps(len(pairs), learner.global_batch, learner.epochs)
     policy = PolicyEngine(config, checkpoint=store.checkpoint(iteration), iteration=iteration, num_steps=total)
-    rows: list[StepMetrics] = []
-    for epoch in range(learner.epochs):
-        order = epoch_steps([pair.prompt_id for pair in pairs], learner.global_batch, f"{config.run.seed}/{iteration}/{epoch}")
-        for step in order:
-            started = time.perf_counter()
-            shares = micro_batches(
-                lengths,
-                step,
-                workers=workers,
-                budget=learner.micro_batch_tokens,
-                packed=policy.packed,
-                share_prompts=policy.shares_prompts,
-            )
-            tally = Tally(len(pairs[0].players), policy.device)
-            for units in shares[rank]:
-                backward(config, policy, pairs, units, iteration, share=workers / len(step), tally=tally)
-            grad_norm, learning_rate = policy.step()
-            row = tally.metrics(
-                iteration=iteration,
-                epoch=epoch,
-                step=len(rows),
-                steps=total,
-                players=list(pairs[0].players),
-                grad_norm=grad_norm,
-                learning_rate=learning_rate,
-                seconds=time.perf_counter() - started,
-            )
-            if not (math.isfinite(row.loss) and math.isfinite(grad_norm or 0.0)):
-                named = ", ".join(sorted({pairs[index].prompt_id for index in step})[:4])
-                raise LearnerError(
-                    f"iteration {iteration}, step {row.step}: loss {row.loss}, gradient norm {grad_norm}; prompts {named}, … "
-                    "The update was stopped before the checkpoint was written; a lower learner.learning_rate may help"
-                )
-            rows.append(row)
-            report(row)
+    saves = StepCheckpoints(config, store, iteration, report.remark)
+    progress = saves.restore(policy)
+    began -= progress.seconds
+    for row in progress.rows:
+        report.row(row)
+    for epoch, step in steps_of(config, pairs, iteration)[len(progress.rows) :]:
+        number = len(progress.rows)
+        reached(Place.STEP, f"{store.inside(store.steps(iteration))}/{number:06d}/rank-{rank}")
+        row = take_step(config, policy, pairs, lengths, step, iteration=iteration, epoch=epoch, step=number, steps=total)
+        progress.rows.append(row)
+        progress.seconds = time.perf_counter() - began
+        report.row(row)
+        if number + 1 < total and saves.due(number + 1):
+            saves.save(policy, progress)
     attention = policy.attention
     made = store.checkpoint(iteration + 1)
     export_checkpoint(policy.model, start=store.checkpoint(iteration), destination=made)
     policy.close()
     # An opponent on the same device starts when the checkpoint is committed, so the memory must be free by then.
     if rank == 0:
+        rows = progress.rows
         MetricsLog(store).write_update(iteration, rows)
         store.commit(
             store.learner(iteration),
@@ -102,6 +99,67 @@ def update(config: Config, store: RunStore, iteration: int, report: Callable[[St
         )
         store.commit(made, steps=total, triplets=len(pairs))
     distributed.barrier()
+
+
+def steps_of(config: Config, pairs: Sequence[Pair], iteration: int) -> list[tuple[int, list[int]]]:
+    """Every optimizer step of an update in order: its epoch, and the indices of its triplets."""
+    prompt_ids = [pair.prompt_id for pair in pairs]
+    return [
+        (epoch, step)
+        for epoch in range(config.learner.epochs)
+        for step in epoch_steps(prompt_ids, config.learner.global_batch, f"{config.run.seed}/{iteration}/{epoch}")
+    ]
+
+
+def take_step(
+    config: Config,
+    policy: PolicyEngine,
+    pairs: Sequence[Pair],
+    lengths: Sequence[TripletLengths],
+    triplets: Sequence[int],
+    *,
+    iteration: int,
+    epoch: int,
+    step: int,
+    steps: int,
+) -> StepMetrics:
+    """One optimizer step on some triplets, over all workers.
+
+    Raises:
+        LearnerError: when loss or gradient is not a finite number, naming the prompts of the step.
+    """
+    started = time.perf_counter()
+    workers = distributed.get_world_size()
+    shares = micro_batches(
+        lengths,
+        triplets,
+        workers=workers,
+        budget=config.learner.micro_batch_tokens,
+        packed=policy.packed,
+        share_prompts=policy.shares_prompts,
+    )
+    players = list(pairs[0].players)
+    tally = Tally(len(players), policy.device)
+    for units in shares[distributed.get_rank()]:
+        backward(config, policy, pairs, units, iteration, share=workers / len(triplets), tally=tally)
+    grad_norm, learning_rate = policy.step()
+    row = tally.metrics(
+        iteration=iteration,
+        epoch=epoch,
+        step=step,
+        steps=steps,
+        players=players,
+        grad_norm=grad_norm,
+        learning_rate=learning_rate,
+        seconds=time.perf_counter() - started,
+    )
+    if not (math.isfinite(row.loss) and math.isfinite(grad_norm or 0.0)):
+        named = ", ".join(sorted({pairs[index].prompt_id for index in triplets})[:4])
+        raise LearnerError(
+            f"iteration {iteration}, step {step}: loss {row.loss}, gradient norm {grad_norm}; prompts {named}, … "
+            "The update was stopped before the checkpoint was written; a lower learner.learning_rate may help"
+        )
+    return row
 
 
 def backward(

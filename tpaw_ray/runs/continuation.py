@@ -16,6 +16,8 @@ MAY_CHANGE = (
     "learner.gpus",
     "learner.cpus",
     "learner.threads",
+    "learner.save_steps",
+    "learner.save_minutes",
     "learner.max_restarts",
 )
 """What a continued run may be given anew: how far it goes and what it runs on."""

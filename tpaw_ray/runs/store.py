@@ -12,6 +12,7 @@ written last, with counts and the checksum of every file; a stage without one is
       iterations/000/scores/player-000/targets/ …    kept across iterations
       iterations/000/pairs/
       iterations/000/learner/
+      iterations/000/steps/000012/                   an update under way
 """
 
 import hashlib
@@ -28,6 +29,7 @@ from pyarrow import fs
 
 from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.errors import RunError
+from tpaw_ray.faults import Place, reached
 from tpaw_ray.schema import rows_of, table_of
 
 MARKER = "committed.json"
@@ -61,6 +63,10 @@ class RunStore:
         """A path inside the run."""
         return "/".join((self.root, *parts))
 
+    def inside(self, path: str) -> str:
+        """A path of this run as it is called inside the run: `iterations/000/pairs`."""
+        return path.removeprefix(f"{self.root}/")
+
     def prompts(self, split: str) -> str:
         return self.path("prompts", split)
 
@@ -91,6 +97,10 @@ class RunStore:
     def learner(self, iteration: int) -> str:
         return f"{self.iteration(iteration)}/learner"
 
+    def steps(self, iteration: int) -> str:
+        """Step checkpoints of an update under way."""
+        return f"{self.iteration(iteration)}/steps"
+
     @staticmethod
     def shard(directory: str, index: int) -> str:
         """A stage's file for one shard of prompts; shard `i` of every stage speaks of the same prompts."""
@@ -107,7 +117,14 @@ class RunStore:
         beside = f"{path}.writing"
         with self.filesystem.open_output_stream(beside) as stream:
             stream.write(content)
+        reached(Place.WRITE, self.inside(path))
         self.filesystem.move(beside, path)
+        reached(Place.WRITTEN, self.inside(path))
+
+    def remove(self, directory: str) -> None:
+        """Remove a folder with all that is in it; nothing happens where there is none."""
+        if self.exists(directory):
+            self.filesystem.delete_dir(directory)
 
     def read_bytes(self, path: str) -> bytes:
         with self.filesystem.open_input_stream(path) as stream:
@@ -184,7 +201,9 @@ class RunStore:
             for path in self.files(directory)
             for size, digest in (self._measure(path),)
         }
+        reached(Place.MARK, self.inside(directory))
         self.write_json(f"{directory}/{MARKER}", {"counts": counts, "ended": round(time.time(), 3), "files": files})
+        reached(Place.MARKED, self.inside(directory))
 
     def is_committed(self, directory: str) -> bool:
         return self.exists(f"{directory}/{MARKER}")
