@@ -102,7 +102,7 @@ def test_plan_prints_the_work_and_writes_nothing(plan, tmp_path):
         (["opponents.gpus=1"], 6, "the config needs 1 GPU at the same time, the cluster has 0"),
         (["learner.workers=4000"], 6, "CPU at the same time"),
         (["model.chat_template='{% if %}'"], 2, "not a valid Jinja template"),
-        (["run.root=s3://bucket"], 5, "expected a folder"),
+        (["run.root=ftp://host/runs"], 5, "found an address of 'ftp'; expected a folder, s3://"),
         (["run.root={tmp}/train.jsonl/runs"], 5, "cannot be made: .*train.jsonl is not a folder"),
         (["objective.etta=1"], 2, "objective.etta: unknown key"),
         (["preset=tpav"], 2, "expected one of tpaw, spin"),

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from tpaw_ray.errors import TpawError
 from tpaw_ray.runs.metrics import StepMetrics
 
 
@@ -13,7 +14,7 @@ class Mailbox:
         self._open = True
         self._changed = asyncio.Condition()
         self._rows: list[StepMetrics] = []
-        self._failure = ""
+        self._failure: TpawError | None = None
 
     async def post(self, iteration: int) -> None:
         """Order the update of an iteration."""
@@ -36,11 +37,11 @@ class Mailbox:
     async def report(self, row: StepMetrics) -> None:
         self._rows.append(row)
 
-    async def give_up(self, reason: str) -> None:
+    async def give_up(self, reason: TpawError) -> None:
         """Say that the update cannot succeed, however often it is tried."""
         self._failure = reason
 
-    async def collect(self) -> tuple[list[StepMetrics], str]:
+    async def collect(self) -> tuple[list[StepMetrics], TpawError | None]:
         """The rows reported since the last call, and why the workers gave up, if they did."""
         rows, self._rows = self._rows, []
         return rows, self._failure

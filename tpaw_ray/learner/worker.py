@@ -6,6 +6,7 @@ Axes: `B` triplet, `K` player.
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,7 +16,7 @@ from torch import Tensor, distributed
 
 from tpaw_ray.algorithm.objective import TeamLoss, team_loss, weighted_loss
 from tpaw_ray.config import Config, at_iteration
-from tpaw_ray.errors import LearnerError
+from tpaw_ray.errors import LearnerError, RunError
 from tpaw_ray.learner.batches import Unit, epoch_steps, micro_batches, num_steps
 from tpaw_ray.learner.engine import PolicyEngine
 from tpaw_ray.learner.export import export_checkpoint
@@ -34,9 +35,9 @@ def work(config: Config, store: RunStore, mailbox: Any) -> None:
         if not store.is_committed(store.checkpoint(iteration + 1)):
             try:
                 update(config, store, iteration, (lambda row: mailbox.report.remote(row)) if first_rank else (lambda row: None))
-            except LearnerError as error:  # every worker finds the same; a restart of the group would find it again
-                if first_rank:
-                    ray.get(mailbox.give_up.remote(str(error)))
+            except (LearnerError, RunError) as error:  # a restart of the group would find it again
+                if first_rank or isinstance(error, RunError):  # what is not the run's folder is found by all workers
+                    ray.get(mailbox.give_up.remote(error))
                 return
         done = iteration
         ray.train.report({"iteration": iteration})
@@ -50,7 +51,8 @@ def update(config: Config, store: RunStore, iteration: int, report: Callable[[St
     lengths = lengths_of(pairs)
     learner = config.learner
     total = num_steps(len(pairs), learner.global_batch, learner.epochs)
-    policy = PolicyEngine(config, checkpoint=store.checkpoint(iteration), iteration=iteration, num_steps=total)
+    start = store.on_disk(store.checkpoint(iteration))
+    policy = PolicyEngine(config, checkpoint=start, iteration=iteration, num_steps=total)
     rows: list[StepMetrics] = []
     for epoch in range(learner.epochs):
         order = epoch_steps([pair.prompt_id for pair in pairs], learner.global_batch, f"{config.run.seed}/{iteration}/{epoch}")
@@ -88,7 +90,7 @@ def update(config: Config, store: RunStore, iteration: int, report: Callable[[St
             report(row)
     attention = policy.attention
     made = store.checkpoint(iteration + 1)
-    export_checkpoint(policy.model, start=store.checkpoint(iteration), destination=made)
+    export_checkpoint(policy.model, store, start=Path(start), destination=made)
     policy.close()
     # An opponent on the same device starts when the checkpoint is committed, so the memory must be free by then.
     if rank == 0:
