@@ -34,7 +34,7 @@ from pyarrow import fs
 from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.errors import RunError
 from tpaw_ray.runs.address import open_address, told
-from tpaw_ray.runs.copies import cache_folder, copy_of
+from tpaw_ray.runs.copies import BLOCK, cache_folder, copy_all, copy_of
 from tpaw_ray.schema import rows_of, table_of
 
 MARKER = "committed.json"
@@ -261,7 +261,7 @@ class RunStore:
                 yield folder
             with told(directory, "written"):
                 if self.scheme:
-                    fs.copy_files(str(folder), self.at(directory), destination_filesystem=self.filesystem)
+                    copy_all(fs.LocalFileSystem(), str(folder), self.filesystem, self.at(directory))
                 else:
                     folder.rename(directory)
         finally:
@@ -292,7 +292,7 @@ class RunStore:
 
     def _fetch(self, directory: str, folder: Path) -> None:
         with told(directory, f"copied to {folder}"):
-            fs.copy_files(self.at(directory), str(folder), source_filesystem=self.filesystem)
+            copy_all(self.filesystem, self.at(directory), fs.LocalFileSystem(), str(folder))
         RunStore.around(str(folder)).verify(str(folder), directory)
 
     # Committing.
@@ -337,7 +337,7 @@ class RunStore:
     def _measure(self, path: str) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
         with told(path, "read"), self.filesystem.open_input_stream(self.at(path)) as stream:
-            while block := stream.read(1 << 20):
+            while block := stream.read(BLOCK):
                 digest.update(block)
                 size += len(block)
         return size, digest.hexdigest()
