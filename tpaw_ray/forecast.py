@@ -80,10 +80,12 @@ def check_folders(config: Config, store: RunStore) -> Path:
         CheckpointError: when there is no such model.
     """
     check_same_run(config, store)
-    store.check_writable()
-    beside = _nearest(Path(store.root))
-    if not store.scheme and not (beside.is_dir() and os.access(beside, os.W_OK | os.X_OK)):
-        raise RunError(f"run.root: {store.root} cannot be made: {beside} is not a folder that can be written to")
+    if store.scheme:
+        store.check_writable()
+    else:
+        beside = _nearest(Path(store.root))
+        if not (beside.is_dir() and os.access(beside, os.W_OK | os.X_OK)):
+            raise RunError(f"run.root: {store.root} cannot be made: {beside} is not a folder that can be written to")
     return locate(config.model.path)
 
 

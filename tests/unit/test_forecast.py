@@ -9,6 +9,7 @@ import yaml
 from tpaw_ray import cli
 from tpaw_ray.config import load_config
 from tpaw_ray.forecast import forecast
+from tpaw_ray.runs.store import RunStore
 
 
 def rows(count, start=0):
@@ -177,3 +178,17 @@ def test_a_cluster_that_cannot_be_reached_is_told(plan, monkeypatch):
     code, _, err = plan()
     assert code == 6
     assert "the cluster at nowhere cannot be reached: Invalid address format" in err
+
+
+def test_a_plan_for_an_object_store_looks_whether_it_may_write_there_and_leaves_nothing(plan, bucket):
+    code, out, err = plan(f"run.root={bucket}/runs")
+    assert (code, err) == (0, "")
+    assert f"{bucket}/runs/t: new, 3 iterations" in out
+    assert "GiB free" not in out
+    assert RunStore.open(f"{bucket}/runs", "t").files(bucket) == []
+
+
+def test_a_plan_for_a_bucket_that_is_not_there_names_it(plan, s3):
+    code, _, err = plan("run.root=s3://no-such-bucket")
+    assert code == 5
+    assert "s3://no-such-bucket/t.writable: cannot be written" in err and "bucket does not exist" in err

@@ -36,7 +36,7 @@ def work(config: Config, store: RunStore, mailbox: Any) -> None:
             try:
                 update(config, store, iteration, (lambda row: mailbox.report.remote(row)) if first_rank else (lambda row: None))
             except (LearnerError, RunError) as error:  # a restart of the group would find it again
-                if first_rank or isinstance(error, RunError):  # what is not the run's folder is found by all workers
+                if first_rank or isinstance(error, RunError):  # every worker finds the same, but for what befalls a folder
                     ray.get(mailbox.give_up.remote(error))
                 return
         done = iteration

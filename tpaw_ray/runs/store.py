@@ -168,16 +168,15 @@ class RunStore:
             return stream.read()
 
     def check_writable(self) -> None:
-        """Write a byte into the run's place and take it back, where it is an object store.
+        """Write a byte beside the run in an object store, and take it back.
 
         Raises:
             RunError: with the store's reason.
         """
-        if self.scheme:
-            probe = self.path(".writable")
-            self.write_bytes(probe, b"1")
-            with told(probe, "deleted"):
-                self.filesystem.delete_file(self.at(probe))
+        probe = f"{self.root}.writable"  # beside the run: pyarrow leaves the mark of a folder where it deletes
+        self.write_bytes(probe, b"1")
+        with told(probe, "deleted"):
+            self.filesystem.delete_file(self.at(probe))
 
     def write_json(self, path: str, value: Any) -> None:
         self.write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
