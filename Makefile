@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml cluster/install.sh cluster/overrides-cpu.txt cluster/constraints-cpu.txt
+$(INSTALLED): pyproject.toml cluster/install.sh cluster/overrides-cpu.txt cluster/constraints-cpu.txt cluster/requirements-moto.txt
 	$(PYTHON) -m venv $(VENV)
 	cluster/install.sh $(BIN) $(EXTRA)
 	touch $@

@@ -32,3 +32,7 @@ gpu)
     exit 2
     ;;
 esac
+
+# The tests' S3 server, in an environment of its own: its botocore wants a python-dateutil older than the one above.
+"$bin/uv" venv --quiet --clear --python "$bin/python" "$bin/../moto"
+"$bin/uv" pip install --quiet --python "$bin/../moto/bin/python" --requirement "$here/cluster/requirements-moto.txt"

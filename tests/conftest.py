@@ -1,6 +1,7 @@
 """What tests share: one local Ray and one tiny model for the whole session."""
 
 import logging
+import uuid
 
 import pytest
 from hypothesis import settings
@@ -38,3 +39,31 @@ def tiny_model(tmp_path_factory):
     path = write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
     (path / "committed.json").write_text("{}")
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_session():
+    """A moto server for the whole session."""
+    from tests.s3 import MOTO, s3_server
+
+    if not MOTO.exists():
+        pytest.skip(f"no S3 server: {MOTO} is not there; cluster/install.sh installs it, or set MOTO_SERVER")
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_session, monkeypatch, tmp_path):
+    """The server as this process's own store, and a folder of its own for copies."""
+    for name, value in s3_session.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TPAW_CACHE", str(tmp_path / "cache"))
+    return s3_session
+
+
+@pytest.fixture
+def bucket(s3):
+    """The address of a new bucket."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3.make_bucket(name)
+    return f"s3://{name}"

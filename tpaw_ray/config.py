@@ -33,7 +33,9 @@ class RunConfig(Section):
     name: Name
     """Name of the run; its folder is `root/name`. Letters, digits, `.`, `_`, `-`."""
     root: str = "runs"
-    """Folder that holds runs."""
+    """Where runs lie: a folder that every node sees, or an object store, `s3://bucket/prefix` or `gs://bucket/prefix`. Keys and
+    endpoint are those of the environment of every node (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
+    `AWS_ENDPOINT_URL`; `GOOGLE_APPLICATION_CREDENTIALS`) and never stand here."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     """Seed of sampling and of the order of training."""
 

@@ -1,5 +1,6 @@
 """What can be known of a run without starting it: `tpaw plan`, and the checks every start begins with."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class Forecast:
     scorer_bytes: int
     learner_bytes: int
     run_bytes: int
-    free_bytes: int
+    free_bytes: float
+    """Infinite in an object store."""
     demand: dict[str, float]
     cluster: dict[str, float]
     warnings: tuple[str, ...]
@@ -78,9 +80,12 @@ def check_folders(config: Config, store: RunStore) -> Path:
         CheckpointError: when there is no such model.
     """
     check_same_run(config, store)
-    beside = _nearest(Path(store.root))
-    if not (beside.is_dir() and os.access(beside, os.W_OK | os.X_OK)):
-        raise RunError(f"run.root: {store.root} cannot be made: {beside} is not a folder that can be written to")
+    if store.scheme:
+        store.check_writable()
+    else:
+        beside = _nearest(Path(store.root))
+        if not (beside.is_dir() and os.access(beside, os.W_OK | os.X_OK)):
+            raise RunError(f"run.root: {store.root} cannot be made: {beside} is not a folder that can be written to")
     return locate(config.model.path)
 
 
@@ -99,7 +104,7 @@ def check_start(config: Config, store: RunStore, model: Path) -> Start:
             f"data.max_length: found {config.data.max_length}, but {model} was made for at most {size.context} tokens"
         )
     missing = sum(not store.is_committed(store.checkpoint(number)) for number in range(config.iterations + 1))
-    needed, free = missing * checkpoint_bytes(size, config), free_disk(store.root)
+    needed, free = missing * checkpoint_bytes(size, config), _free(store)
     if needed > free:
         raise ResourceError(
             f"{store.root}: {missing} checkpoints need {needed / GIB:.1f} GiB, the disk has {free / GIB:.1f} GiB free"
@@ -131,7 +136,7 @@ def forecast(config: Config) -> Forecast:
         scorer_bytes=scorer_bytes(start.size, config),
         learner_bytes=learner_bytes(start.size, config.learner),
         run_bytes=run_bytes(start.size, config, survey.counts.train),
-        free_bytes=free_disk(store.root),
+        free_bytes=_free(store),
         demand=needed,
         cluster=cluster,
         warnings=_warnings(config, start, survey, cluster),
@@ -181,7 +186,8 @@ def show(found: Forecast, config: Config, console: Console, device: Device | Non
         "target tokens": f"{survey.mean_target_tokens:.0f} on average, {survey.max_target_tokens} at most",
         "memory, estimated": f"{found.opponent_bytes / GIB:.1f} GiB an opponent, {found.scorer_bytes / GIB:.1f} GiB a scorer, "
         f"{found.learner_bytes / GIB:.1f} GiB a learner worker",
-        "disk": f"up to {found.run_bytes / GIB:.2f} GiB, {found.free_bytes / GIB:.1f} GiB free",
+        "disk": f"up to {found.run_bytes / GIB:.2f} GiB"
+        + (f", {found.free_bytes / GIB:.1f} GiB free" if math.isfinite(found.free_bytes) else ""),
         "at the same time": ", ".join(
             f"{amount:g} of {found.cluster.get(name, 0):g} {name}" for name, amount in found.demand.items()
         ),
@@ -225,6 +231,10 @@ def _number(value: float) -> str:
 
 def _context(size: ModelSize) -> str:
     return f"context {size.context}" if size.context < 2**31 else "context not stated"
+
+
+def _free(store: RunStore) -> float:
+    return math.inf if store.scheme else free_disk(store.root)
 
 
 def _nearest(path: Path) -> Path:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -36,10 +37,8 @@ def main(root: Path, model: Path, cases: dict[str, dict[str, object]]) -> None:
 
     def play(store, config, last=None):
         listener = Listener(last)
-        try:
+        with suppress(InterruptedError):  # as the test wants it
             update(config, store, 0, listener)
-        except InterruptedError:
-            pass  # as the test wants it
         return listener
 
     def weights(store):

@@ -9,6 +9,7 @@ import yaml
 from tpaw_ray import cli
 from tpaw_ray.config import load_config
 from tpaw_ray.forecast import forecast
+from tpaw_ray.runs.store import RunStore
 
 
 def rows(count, start=0):
@@ -102,7 +103,7 @@ def test_plan_prints_the_work_and_writes_nothing(plan, tmp_path):
         (["opponents.gpus=1"], 6, "the config needs 1 GPU at the same time, the cluster has 0"),
         (["learner.workers=4000"], 6, "CPU at the same time"),
         (["model.chat_template='{% if %}'"], 2, "not a valid Jinja template"),
-        (["run.root=s3://bucket"], 5, "expected a folder"),
+        (["run.root=ftp://host/runs"], 5, "found an address of 'ftp'; expected a folder, s3://"),
         (["run.root={tmp}/train.jsonl/runs"], 5, "cannot be made: .*train.jsonl is not a folder"),
         (["objective.etta=1"], 2, "objective.etta: unknown key"),
         (["preset=tpav"], 2, "expected one of tpaw, spin"),
@@ -177,3 +178,17 @@ def test_a_cluster_that_cannot_be_reached_is_told(plan, monkeypatch):
     code, _, err = plan()
     assert code == 6
     assert "the cluster at nowhere cannot be reached: Invalid address format" in err
+
+
+def test_a_plan_for_an_object_store_looks_whether_it_may_write_there_and_leaves_nothing(plan, bucket):
+    code, out, err = plan(f"run.root={bucket}/runs")
+    assert (code, err) == (0, "")
+    assert f"{bucket}/runs/t: new, 3 iterations" in out
+    assert "GiB free" not in out
+    assert RunStore.open(f"{bucket}/runs", "t").files(bucket) == []
+
+
+def test_a_plan_for_a_bucket_that_is_not_there_names_it(plan, s3):
+    code, _, err = plan("run.root=s3://no-such-bucket")
+    assert code == 5
+    assert "s3://no-such-bucket/t.writable: cannot be written" in err and "bucket does not exist" in err

@@ -61,8 +61,16 @@ STEP = StepMetrics(
 
 
 @pytest.fixture
-def store(tmp_path):
+def on_disk(tmp_path):
     return RunStore.open(str(tmp_path), "demo")
+
+
+@pytest.fixture(params=["disk", "S3"])
+def store(request):
+    """A run's store of either kind."""
+    if request.param == "disk":
+        return request.getfixturevalue("on_disk")
+    return RunStore.open(f"{request.getfixturevalue('bucket')}/runs of mine/", "demo")
 
 
 @pytest.mark.parametrize(
@@ -143,11 +151,36 @@ def test_a_run_lies_where_the_layout_says(store):
     ]
 
 
-@pytest.mark.parametrize("root", ["s3://bucket/runs", "gs://bucket"])
-def test_a_remote_root_is_refused_with_what_was_found(root):
-    with pytest.raises(RunError, match=r"run\.root: found") as raised:
+def test_an_address_of_an_unknown_kind_is_refused():
+    with pytest.raises(RunError, match=r"run\.root: found an address of 'hdfs'; expected a folder, s3://"):
+        RunStore.open("hdfs://host/runs", "demo")
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        "s3://AKID:wJalr/Xut@bucket/runs",
+        "s3://AKID:wJalr@bucket",
+        "s3://AKID:wJalr",
+        "s3://bucket/runs?access_key=AKID&secret_key=wJalr",
+        "gs://bucket#wJalr",
+    ],
+)
+def test_an_address_with_keys_in_it_is_refused_and_not_repeated(root):
+    with pytest.raises(RunError, match=r"run\.root: found more than bucket and prefix") as raised:
         RunStore.open(root, "demo")
-    assert repr(root) in str(raised.value)
+    assert "wJalr" not in str(raised.value) and "AKID" not in str(raised.value).replace("AWS_ACCESS_KEY_ID", "")
+
+
+def test_an_address_of_a_file_system_is_a_folder(tmp_path):
+    assert RunStore.open(f"file://{tmp_path}", "demo") == RunStore.open(str(tmp_path), "demo")
+
+
+def test_a_store_carries_no_keys_across_processes(s3, bucket):
+    carried = pickle.dumps(RunStore.open(bucket, "demo"))
+    assert b"demo" in carried
+    for secret in (s3.environment["AWS_ACCESS_KEY_ID"], s3.environment["AWS_SECRET_ACCESS_KEY"]):
+        assert secret.encode() not in carried
 
 
 def test_opening_a_run_creates_nothing(tmp_path):
@@ -164,11 +197,12 @@ def test_a_written_file_leaves_nothing_beside_it(store):
     store.write_bytes(store.path("d", "a.parquet"), b"old")
     store.write_bytes(store.path("d", "a.parquet"), b"new")
     assert store.read_bytes(store.path("d", "a.parquet")) == b"new"
-    found = [info.base_name for info in store.filesystem.get_file_info(pa.fs.FileSelector(store.path("d")))]
+    found = [info.base_name for info in store.filesystem.get_file_info(pa.fs.FileSelector(store.at(store.path("d"))))]
     assert found == ["a.parquet"]
 
 
-def test_a_write_that_was_cut_short_is_not_listed_and_leaves_the_earlier_file(store):
+def test_a_write_that_was_cut_short_is_not_listed_and_leaves_the_earlier_file(on_disk):
+    store = on_disk
     store.write_bytes(store.path("d", "a.parquet"), b"whole")
 
     def killed(*_):
@@ -231,7 +265,7 @@ def test_verify_names_a_file_with_one_flipped_byte(store, stage):
 
 
 def test_verify_names_a_missing_file(store, stage):
-    store.filesystem.delete_file(f"{stage}/a.bin")
+    store.filesystem.delete_file(store.at(f"{stage}/a.bin"))
     with pytest.raises(RunError, match=r"a\.bin: differs from what was committed"):
         store.verify(stage)
 
@@ -273,8 +307,9 @@ def test_missing_parquet_is_named(store):
 
 def test_parquet_of_another_shape_is_named(store):
     path = store.path("scores.parquet")
-    store.filesystem.create_dir(store.root)
-    pq.write_table(pa.table({"player": [1]}), path)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"player": [1]}), sink)
+    store.write_bytes(path, sink.getvalue().to_pybytes())
     with pytest.raises(RunError, match=r"scores\.parquet"):
         store.read_rows(path, Score)
 
@@ -295,7 +330,19 @@ def log(store):
     return log
 
 
-def test_metrics_grow_by_a_line_a_step(store, log):
+def test_metrics_in_a_store_wait_half_a_minute_for_more_and_are_whole_when_the_update_ends(bucket, monkeypatch):
+    store = RunStore.open(bucket, "demo")
+    log = MetricsLog(store)
+    log.append(steps(0, 0))
+    log.append(steps(0, 1))
+    assert rows_in(store) == [(0, 0)]
+    monkeypatch.setattr("tpaw_ray.runs.metrics.STORE_PAUSE_S", 0.0)
+    log.append([])
+    assert rows_in(store) == [(0, 0), (0, 1)]
+
+
+def test_metrics_grow_by_a_line_a_step(store, log, monkeypatch):
+    monkeypatch.setattr("tpaw_ray.runs.metrics.STORE_PAUSE_S", 0.0)
     log.append(steps(0, 0, 1))
     log.append(steps(0, 2))
     assert rows_in(store) == [(0, 0), (0, 1), (0, 2)]
@@ -307,7 +354,8 @@ def test_restart_drops_the_iteration_and_later_ones(store, log):
     assert rows_in(store) == [(0, 0)]
 
 
-def test_restart_drops_a_line_that_was_cut_short_so_that_later_rows_stay_readable(store, log):
+def test_restart_drops_a_line_that_was_cut_short_so_that_later_rows_stay_readable(store, log, monkeypatch):
+    monkeypatch.setattr("tpaw_ray.runs.metrics.STORE_PAUSE_S", 0.0)
     log.append(steps(0, 0))
     path = store.path("metrics.jsonl")
     store.write_bytes(path, store.read_bytes(path) + b'{"iteration": 1, "st')

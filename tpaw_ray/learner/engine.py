@@ -1,6 +1,7 @@
 """The live policy under DeepSpeed: model, optimizer and schedule of one update."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -99,15 +100,15 @@ class PolicyEngine:
         norm = self.engine.get_global_grad_norm()
         return (None if norm is None else float(norm)), float(learning_rate)
 
-    def save(self, folder: str, name: str) -> None:
-        """Write weights, optimizer and schedule below `folder/name`, each worker its own files; all workers must call it."""
-        self.engine.save_checkpoint(folder, name, save_latest=False)
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer and schedule, each worker its own files; all workers must call it."""
+        self.engine.save_checkpoint(str(folder.parent), folder.name, save_latest=False)
 
-    def load(self, folder: str, name: str) -> None:
+    def load(self, folder: str) -> None:
         """Take up what `save` wrote, on as many workers as then. The files are pickles: only those of the own run are read."""
-        found, _ = self.engine.load_checkpoint(folder, name)
+        found, _ = self.engine.load_checkpoint(str(Path(folder).parent), Path(folder).name)
         if found is None:
-            raise RunError(f"{folder}/{name}: DeepSpeed cannot read it; remove this folder to have the update begin anew")
+            raise RunError(f"{folder}: DeepSpeed cannot read it; remove this folder to have the update begin anew")
 
     def close(self) -> None:
         self.engine.destroy()

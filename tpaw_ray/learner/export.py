@@ -1,13 +1,18 @@
 """The live policy as a Hugging Face directory that `transformers` and vLLM load."""
 
+import errno
+import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
 import deepspeed
 import torch
+from safetensors import SafetensorError
 from torch import distributed
 from transformers import PreTrainedModel
+
+from tpaw_ray.runs.store import RunStore
 
 COMPANIONS = (
     "*token*",
@@ -22,21 +27,29 @@ COMPANIONS = (
 """What stands beside the weights: tokenizer, chat template, generation defaults, the model's own code."""
 
 
-def export_checkpoint(model: PreTrainedModel, *, start: str, destination: str) -> None:
+def export_checkpoint(model: PreTrainedModel, store: RunStore, *, start: Path, destination: str) -> None:
     """Write safetensors and config, and copy the companions from the checkpoint the update started from.
 
-    Every rank must call this: under ZeRO-3 all of them hold a part of each parameter. Rank 0 writes, beside the
-    destination and renamed when whole.
+    Every rank must call this: under ZeRO-3 all of them hold a part of each parameter. Rank 0 writes; the destination is there
+    when it is whole.
+
+    Raises:
+        RunError: when the disk is full or the store does not answer.
     """
     state = _full_state(model)
     if distributed.get_rank() == 0:
-        beside = Path(f"{destination}.writing")
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(destination, ignore_errors=True)
-        model.save_pretrained(beside, state_dict=state, safe_serialization=True)
-        copy_companions(Path(start), beside)
-        beside.rename(destination)
+        with store.making(destination) as folder:
+            _save(model, state, folder)
+            copy_companions(start, folder)
     distributed.barrier()
+
+
+def _save(model: PreTrainedModel, state: dict[str, torch.Tensor], folder: Path) -> None:
+    try:
+        model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+    except SafetensorError as error:  # its text is all that is left of the system's error
+        full = os.strerror(errno.ENOSPC) in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
 
 
 def copy_companions(start: Path, destination: Path) -> None:

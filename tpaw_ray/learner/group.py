@@ -44,6 +44,7 @@ class Learner:
 
         Raises:
             LearnerError: when the workers gave up, the group has ended, with the reason, or the update was broken off.
+            RunError: when the checkpoint cannot be written.
         """
         ray.get(self.mailbox.post.remote(iteration))
         checkpoint = self.store.checkpoint(iteration + 1)
@@ -52,7 +53,7 @@ class Learner:
             self._collect(on_news)
             if ended and not self.store.is_committed(checkpoint):
                 raise LearnerError(f"iteration {iteration}: the learner ended without its checkpoint: {self._reason()}")
-            if self._broken_off.wait(0.1):
+            if self._broken_off.wait(self.store.poll_s):
                 raise LearnerError(f"iteration {iteration}: the update was broken off")
         self._collect(on_news)
 
@@ -72,7 +73,7 @@ class Learner:
         news = ray.get(self.mailbox.collect.remote())
         on_news(news)
         if news.failure:
-            raise LearnerError(news.failure)
+            raise news.failure
 
     def _reason(self) -> str:
         try:

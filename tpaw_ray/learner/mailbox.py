@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from tpaw_ray.errors import TpawError
 from tpaw_ray.runs.metrics import StepMetrics
 
 
@@ -13,7 +14,7 @@ class News:
     rows: list[StepMetrics] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     """For the user to read."""
-    failure: str = ""
+    failure: TpawError | None = None
     """Why the update cannot succeed, however often it is tried."""
 
 
@@ -51,7 +52,7 @@ class Mailbox:
         """Say something to the user."""
         self._news.remarks.append(text)
 
-    async def give_up(self, reason: str) -> None:
+    async def give_up(self, reason: TpawError) -> None:
         """Say that the update cannot succeed, however often it is tried."""
         self._news.failure = reason
 

@@ -49,7 +49,7 @@ class StepCheckpoints:
         name = found[0]
         if not name:
             return Progress()
-        policy.load(self.folder, name)
+        policy.load(self.store.on_disk(f"{self.folder}/{name}"))
         kept = self.store.read_json(f"{self.folder}/{name}/progress.json")
         self.say(f"iteration {self.iteration}: the update goes on after step {len(kept['rows'])}")
         return Progress(rows=[StepMetrics(**row) for row in kept["rows"]], seconds=kept["seconds"])
@@ -70,7 +70,8 @@ class StepCheckpoints:
         """Save the update as it stands. The step checkpoint before goes once this one is committed."""
         name = f"{len(progress.rows):06d}"
         directory = f"{self.folder}/{name}"
-        policy.save(self.folder, name)
+        with self.store.filling(directory) as place:
+            policy.save(place)
         distributed.barrier()
         if distributed.get_rank() == 0:
             kept = {"rows": [asdict(row) for row in progress.rows], "seconds": progress.seconds}

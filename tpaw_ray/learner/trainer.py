@@ -35,7 +35,8 @@ def make_trainer(config: Config, store: RunStore, mailbox: Any) -> TorchTrainer:
         scaling_config=ScalingConfig(num_workers=learner.workers, use_gpu=bool(learner.gpus), resources_per_worker=resources),
         run_config=RunConfig(  # type: ignore[call-arg]  # typed as the RunConfig before Ray Train 2
             name="learner",
-            storage_path=store.path("ray_train"),
+            storage_path=store.at(store.path("ray_train")),
+            storage_filesystem=store.filesystem if store.scheme else None,
             failure_config=FailureConfig(max_failures=learner.max_restarts),
             worker_runtime_env=model_process(learner.gpus),
         ),

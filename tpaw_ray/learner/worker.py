@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,7 +17,7 @@ from torch import Tensor, distributed
 
 from tpaw_ray.algorithm.objective import TeamLoss, team_loss, weighted_loss
 from tpaw_ray.config import Config, at_iteration
-from tpaw_ray.errors import LearnerError
+from tpaw_ray.errors import LearnerError, RunError
 from tpaw_ray.faults import Place, reached
 from tpaw_ray.learner.batches import TripletLengths, Unit, epoch_steps, micro_batches, num_steps
 from tpaw_ray.learner.engine import PolicyEngine
@@ -37,9 +38,9 @@ def work(config: Config, store: RunStore, mailbox: Any) -> None:
         if not store.is_committed(store.checkpoint(iteration + 1)):
             try:
                 update(config, store, iteration, Reports(mailbox if first_rank else None))
-            except LearnerError as error:  # every worker finds the same; a restart of the group would find it again
-                if first_rank:
-                    ray.get(mailbox.give_up.remote(str(error)))
+            except (LearnerError, RunError) as error:  # a restart of the group would find it again
+                if first_rank or isinstance(error, RunError):  # every worker finds the same, but for what befalls a folder
+                    ray.get(mailbox.give_up.remote(error))
                 return
         done = iteration
         ray.train.report({"iteration": iteration})
@@ -67,7 +68,8 @@ def update(config: Config, store: RunStore, iteration: int, report: Reports) -> 
     pairs = read_pairs(store, iteration)
     lengths = lengths_of(pairs)
     total = num_steps(len(pairs), learner.global_batch, learner.epochs)
-    policy = PolicyEngine(config, checkpoint=store.checkpoint(iteration), iteration=iteration, num_steps=total)
+    start = store.on_disk(store.checkpoint(iteration))
+    policy = PolicyEngine(config, checkpoint=start, iteration=iteration, num_steps=total)
     saves = StepCheckpoints(config, store, iteration, report.remark)
     progress = saves.restore(policy)
     began -= progress.seconds
@@ -84,7 +86,7 @@ def update(config: Config, store: RunStore, iteration: int, report: Reports) -> 
             saves.save(policy, progress)
     attention = policy.attention
     made = store.checkpoint(iteration + 1)
-    export_checkpoint(policy.model, start=store.checkpoint(iteration), destination=made)
+    export_checkpoint(policy.model, store, start=Path(start), destination=made)
     policy.close()
     # An opponent on the same device starts when the checkpoint is committed, so the memory must be free by then.
     if rank == 0:

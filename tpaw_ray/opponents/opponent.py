@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from tpaw_ray.errors import CheckpointError, ConfigError, GenerationError
+from tpaw_ray.errors import CheckpointError, ConfigError, GenerationError, RunError
 from tpaw_ray.opponents.messages import EngineFailure, EngineSettings, EngineStats, Request, Response, Sampling
+from tpaw_ray.runs.store import RunStore
 
 if TYPE_CHECKING:
     from tpaw_ray.opponents.engine import Engine
 
-POLL_S = 0.2
 FAREWELL_S = 1.0
 """How long a process with a broken engine lives on, for its last replies to leave."""
 
@@ -45,6 +45,7 @@ class Opponent:
         self._settings = settings
         self._checkpoint = checkpoint
         self._ready_file = ready_file
+        self._store = RunStore.around(checkpoint)
         self._inbox: SimpleQueue[_Call] = SimpleQueue()
         self._started: Future[float] = Future()
         self._broken = False
@@ -120,14 +121,14 @@ class Opponent:
             self._break_down(error)
 
     def _start(self) -> "Engine":
-        if os.path.exists(self._ready_file):
-            check_checkpoint(self._checkpoint)  # a damaged one is found before the long import
+        if self._store.exists(self._ready_file):
+            check_checkpoint(self._store.on_disk(self._checkpoint))  # a damaged one is found before the long import
         prepare_process(self._settings)
         began = time.monotonic()
         self._import_engine()
         self._import_s = time.monotonic() - began
-        while not os.path.exists(self._ready_file):
-            time.sleep(POLL_S)
+        while not self._store.exists(self._ready_file):
+            time.sleep(self._store.poll_s)
         began = time.monotonic()
         engine = self._load_engine()
         self._vocabulary = engine.vocabulary
@@ -145,8 +146,9 @@ class Opponent:
     def _load_engine(self) -> "Engine":
         from tpaw_ray.opponents.engine import Engine
 
-        check_checkpoint(self._checkpoint)
-        return Engine(self._settings, self._checkpoint)
+        folder = self._store.on_disk(self._checkpoint)
+        check_checkpoint(folder)
+        return Engine(self._settings, folder)
 
     def _step(self, engine: "Engine") -> None:
         # Sleeps in the inbox when there is nothing to generate, and only then.
@@ -260,6 +262,6 @@ class _Call:
 
 
 def _start_error(error: BaseException, checkpoint: str) -> Exception:
-    if isinstance(error, CheckpointError | ConfigError):
+    if isinstance(error, CheckpointError | ConfigError | RunError):
         return error
     return GenerationError(f"{checkpoint}: the engine could not start: {type(error).__name__}: {error}")

@@ -22,16 +22,12 @@ def import_start(model: ModelConfig, store: RunStore, tokenizer: PreTrainedToken
     if store.is_committed(checkpoint):
         return
     source = locate(model.path)
-    beside = Path(f"{checkpoint}.writing")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for pattern in _NEEDED:
-        for path in source.glob(pattern):
-            shutil.copy2(path, beside / path.name)
-    (beside / "committed.json").unlink(missing_ok=True)
-    tokenizer.save_pretrained(beside)
-    beside.rename(checkpoint)
+    with store.making(checkpoint) as folder:
+        for pattern in _NEEDED:
+            for path in source.glob(pattern):
+                shutil.copy2(path, folder / path.name)
+        (folder / "committed.json").unlink(missing_ok=True)
+        tokenizer.save_pretrained(folder)
     store.commit(checkpoint)
 
 

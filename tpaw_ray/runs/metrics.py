@@ -1,10 +1,14 @@
 """What is measured: a row a step in `metrics.jsonl`, a row a checkpoint in `summary.json`."""
 
 import json
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tpaw_ray.runs.store import RunStore
+
+STORE_PAUSE_S = 30.0
+"""Seconds between two writes of the run's rows to an object store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +60,19 @@ class MetricsLog:
     def __init__(self, store: RunStore) -> None:
         self.store = store
         self.path = store.path("metrics.jsonl")
+        self._waiting = b""
+        self._written_s = 0.0
 
     def append(self, rows: list[StepMetrics]) -> None:
-        """Add rows to the run's file as they come."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+        """Add rows to the run's file as they come; in an object store, which writes it anew, every half minute.
+
+        Rows that a killed driver has not written are those of an unfinished update, or `settle` brings them.
+        """
+        self._waiting += "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()
+        pause = STORE_PAUSE_S if self.store.scheme else 0.0
+        if self._waiting and time.monotonic() - self._written_s >= pause:
+            self.store.append_bytes(self.path, self._waiting)
+            self._waiting, self._written_s = b"", time.monotonic()
 
     def write_update(self, iteration: int, rows: list[StepMetrics]) -> None:
         """The learner's own record of an update, written whole at its end."""
@@ -72,10 +84,12 @@ class MetricsLog:
 
     def restart(self, iteration: int) -> None:
         """Drop the rows of an iteration, and of later ones, from the run's file."""
+        self._waiting = b""
         self._write(self.path, [row for row in self._read(self.path) if row["iteration"] < iteration])
 
     def settle(self, iteration: int) -> None:
         """Put the learner's record of an iteration into the run's file, in place of what a killed driver may have missed."""
+        self._waiting = b""
         earlier = [row for row in self._read(self.path) if row["iteration"] < iteration]
         self._write(self.path, earlier + self.of_update(iteration))
 

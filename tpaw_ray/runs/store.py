@@ -1,7 +1,8 @@
 """The run's folder: where every file lies, and how a stage becomes committed.
 
-Files appear whole or not at all (written beside, then renamed). A stage is committed by `committed.json` in its folder,
-written last, with counts and the checksum of every file; a stage without one is done again from its finished shards.
+It lies on a disk that every node sees, or in an object store (`address.py`). Files appear whole or not at all: on a disk they are
+written beside, then renamed; in a store an object is there when its upload has ended. A stage is committed by `committed.json` in
+its folder, written last, with counts and the checksum of every file; a stage without one is done again from its finished shards.
 
     runs/NAME/
       config.yaml  environment.json  metrics.jsonl  summary.json
@@ -17,7 +18,11 @@ written last, with counts and the checksum of every file; a stage without one is
 
 import hashlib
 import json
+import shutil
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,32 +35,56 @@ from pyarrow import fs
 from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.errors import RunError
 from tpaw_ray.faults import Place, reached
+from tpaw_ray.runs.address import open_address, told
+from tpaw_ray.runs.copies import BLOCK, cache_folder, copy_all, copy_of
 from tpaw_ray.schema import rows_of, table_of
 
 MARKER = "committed.json"
 Row = TypeVar("Row")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
 class RunStore:
-    """A run's folder on a file system that every node of the cluster sees. Crosses process boundaries freely.
+    """A run's folder on a disk or in an object store that every node of the cluster sees. Crosses process boundaries freely.
+
+    It crosses them as its address alone: a process opens the store with the credentials of its own environment.
 
     Example: `RunStore.open("runs", "demo").pairs(2)` is `…/runs/demo/iterations/002/pairs`.
     """
 
     root: str
     filesystem: fs.FileSystem
+    scheme: str = ""
+    """How paths in an object store begin (`s3://`); empty on a disk."""
 
     @classmethod
     def open(cls, root: str, name: str) -> "RunStore":
-        """The store of a run below a local (or mounted) folder. Nothing is created yet.
+        """The store of a run below a folder or an address such as `s3://bucket/prefix`. Nothing is created yet.
 
         Raises:
-            RunError: when `root` is an address of a remote store, which this version does not write to.
+            RunError: when `root` is an address of an unknown kind, or one that holds keys.
         """
-        if "://" in root:
-            raise RunError(f"run.root: found {root!r}; expected a folder that every node sees (local disk or NFS)")
-        return cls(str(Path(root).expanduser().resolve() / name), fs.LocalFileSystem())
+        scheme, address, filesystem = open_address(root)
+        return cls(f"{address}/{name}", filesystem, scheme)
+
+    @classmethod
+    def around(cls, path: str) -> "RunStore":
+        """A store to reach one file or folder with, for whoever knows nothing of the run but its path."""
+        root, _, name = path.rpartition("/")
+        return cls.open(root, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RunStore.around, (self.root,)
+
+    def at(self, path: str) -> str:
+        """A path as the file system takes it, without the scheme."""
+        return path.removeprefix(self.scheme)
+
+    @property
+    def poll_s(self) -> float:
+        """Seconds between two looks for what others make; a store is asked, and paid, for each."""
+        return 2.0 if self.scheme else 0.1
 
     # Where things lie.
 
@@ -109,26 +138,67 @@ class RunStore:
     # Reading and writing.
 
     def exists(self, path: str) -> bool:
-        return self.filesystem.get_file_info(path).type != fs.FileType.NotFound
+        with told(path, "looked at"):
+            return self.filesystem.get_file_info(self.at(path)).type != fs.FileType.NotFound
 
     def write_bytes(self, path: str, content: bytes) -> None:
-        """Write a file whole or not at all."""
-        self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-        beside = f"{path}.writing"
-        with self.filesystem.open_output_stream(beside) as stream:
-            stream.write(content)
-        reached(Place.WRITE, self.inside(path))
-        self.filesystem.move(beside, path)
+        """Write a file whole or not at all.
+
+        Raises:
+            RunError: naming the path, when the disk is full or the store does not answer, as all that read and write do.
+        """
+        with told(path, "written"):
+            if self.scheme:
+                reached(Place.WRITE, self.inside(path))
+                self._put(self.at(path), content)
+            else:
+                self._put_beside(path, content)
         reached(Place.WRITTEN, self.inside(path))
+
+    def _put_beside(self, path: str, content: bytes) -> None:
+        beside = f"{path}.writing"
+        try:
+            self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+            self._put(beside, content)
+            reached(Place.WRITE, self.inside(path))
+            self.filesystem.move(beside, path)
+        except OSError:
+            with suppress(OSError):
+                self.filesystem.delete_file(beside)
+            raise
+
+    def _put(self, path: str, content: bytes) -> None:
+        with self.filesystem.open_output_stream(path) as stream:
+            stream.write(content)
 
     def remove(self, directory: str) -> None:
         """Remove a folder with all that is in it; nothing happens where there is none."""
         if self.exists(directory):
-            self.filesystem.delete_dir(directory)
+            with told(directory, "removed"):
+                self.filesystem.delete_dir(self.at(directory))
+
+    def append_bytes(self, path: str, content: bytes) -> None:
+        """Add to a file's end; in an object store the file is written anew."""
+        if self.scheme:
+            self.write_bytes(path, (self.read_bytes(path) if self.exists(path) else b"") + content)
+            return
+        with told(path, "written"), open(path, "ab") as file:
+            file.write(content)
 
     def read_bytes(self, path: str) -> bytes:
-        with self.filesystem.open_input_stream(path) as stream:
+        with told(path, "read"), self.filesystem.open_input_stream(self.at(path)) as stream:
             return stream.read()
+
+    def check_writable(self) -> None:
+        """Write a byte beside the run in an object store, and take it back.
+
+        Raises:
+            RunError: with the store's reason.
+        """
+        probe = f"{self.root}.writable"  # beside the run: pyarrow leaves the mark of a folder where it deletes
+        self.write_bytes(probe, b"1")
+        with told(probe, "deleted"):
+            self.filesystem.delete_file(self.at(probe))
 
     def write_json(self, path: str, value: Any) -> None:
         self.write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
@@ -148,13 +218,12 @@ class RunStore:
         self.write_bytes(path, sink.getvalue().to_pybytes())
 
     def key_of(self, path: str) -> str:
-        """The key a file of rows was written with; empty where it has none or cannot be read."""
+        """The key a file of rows was written with; empty where it has none or is damaged."""
         try:
-            with self.filesystem.open_input_file(path) as source:
-                metadata = pq.ParquetFile(source).schema_arrow.metadata or {}
+            found = pq.ParquetFile(pa.BufferReader(self.read_bytes(path))).schema_arrow.metadata or {}
         except (OSError, pa.ArrowInvalid):
             return ""
-        return bytes(metadata.get(b"key", b"")).decode()
+        return bytes(found.get(b"key", b"")).decode()
 
     def read_rows(self, path: str, row_type: type[Row]) -> list[Row]:
         """The rows of a Parquet file. Raises `RunError` naming the file when it cannot be read or lacks a column."""
@@ -167,18 +236,19 @@ class RunStore:
 
     def read_table(self, path: str) -> pa.Table:
         """A Parquet file as a table. Raises `RunError` naming the file when it cannot be read."""
-        try:
-            with self.filesystem.open_input_file(path) as source:
-                return pq.read_table(source)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise RunError(f"{path}: cannot be read as Parquet ({error}); remove its folder to have it made again") from error
+        return self._parquet(path, pq.read_table)
 
     def num_rows(self, path: str) -> int:
         """Rows of a Parquet file, from its footer. Raises `RunError` naming the file when it cannot be read."""
+        return self._parquet(path, lambda source: int(pq.ParquetFile(source).metadata.num_rows))
+
+    def _parquet(self, path: str, read: Callable[[pa.NativeFile], Found]) -> Found:
         try:
-            with self.filesystem.open_input_file(path) as source:
-                return int(pq.ParquetFile(source).metadata.num_rows)
+            with self.filesystem.open_input_file(self.at(path)) as source:
+                return read(source)
         except (OSError, pa.ArrowInvalid) as error:
+            if self.scheme and not isinstance(error, FileNotFoundError):
+                self.read_bytes(path)  # raises when it is the store that fails, and nothing should be removed for that
             raise RunError(f"{path}: cannot be read as Parquet ({error}); remove its folder to have it made again") from error
 
     def num_tokens(self, path: str, column: str, take: int | None = None) -> int:
@@ -188,9 +258,79 @@ class RunStore:
 
     def files(self, directory: str) -> list[str]:
         """Finished files of a stage's folder, sorted, without its marker. An absent folder has none."""
-        found = self.filesystem.get_file_info(fs.FileSelector(directory, allow_not_found=True, recursive=True))
+        with told(directory, "listed"):
+            found = self.filesystem.get_file_info(fs.FileSelector(self.at(directory), allow_not_found=True, recursive=True))
         hidden = (MARKER, ".writing")
-        return sorted(info.path for info in found if info.type == fs.FileType.File and not info.path.endswith(hidden))
+        paths = (f"{self.scheme}{info.path}" for info in found if info.type == fs.FileType.File)
+        return sorted(path for path in paths if not path.endswith(hidden))
+
+    # Folders, for what reads and writes on a disk only.
+
+    @contextmanager
+    def making(self, directory: str) -> Iterator[Path]:
+        """A folder on this node's disk to fill: when the block ends it becomes `directory`, or nothing does if it fails.
+
+        Example::
+
+            with store.making(store.checkpoint(1)) as folder:
+                model.save_pretrained(folder)
+        """
+        folder = self._workplace(directory)
+        try:
+            with told(str(folder), "written"):
+                folder.mkdir(parents=True, exist_ok=True)
+                yield folder
+            with told(directory, "written"):
+                reached(Place.WRITE, self.inside(directory))
+                if self.scheme:
+                    copy_all(fs.LocalFileSystem(), str(folder), self.filesystem, self.at(directory))
+                else:
+                    folder.rename(directory)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def filling(self, directory: str) -> Iterator[Path]:
+        """A folder on this node's disk for one process's files of several; `directory` has them all when all have ended."""
+        if not self.scheme:
+            with told(directory, "written"):
+                Path(directory).mkdir(parents=True, exist_ok=True)
+                yield Path(directory)
+            return
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+            place = Path(folder) / directory.rsplit("/", 1)[1]
+            place.mkdir()
+            yield place
+            with told(directory, "written"):
+                copy_all(fs.LocalFileSystem(), str(place), self.filesystem, self.at(directory))
+
+    def _workplace(self, directory: str) -> Path:
+        """The path of a folder in which `directory` is made. What both held before is removed."""
+        if self.scheme:
+            with told(directory, "made anew"):
+                self.filesystem.delete_dir_contents(self.at(directory), missing_dir_ok=True)
+            return Path(tempfile.mkdtemp(prefix="making-", suffix=".writing", dir=cache_folder()))
+        beside = Path(f"{directory}.writing")
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
+        return beside
+
+    def on_disk(self, directory: str) -> str:
+        """A committed folder as one of this node's disk: itself, or a copy that its checksums have been compared with.
+
+        Raises:
+            RunError: naming the first file that is not as it was committed.
+        """
+        if not self.scheme:
+            return directory
+        marker = self.read_bytes(f"{directory}/{MARKER}")
+        key = hashlib.sha256(directory.encode() + marker).hexdigest()[:16]
+        return copy_of(key, lambda folder: self._fetch(directory, folder))
+
+    def _fetch(self, directory: str, folder: Path) -> None:
+        with told(directory, f"copied to {folder}"):
+            copy_all(self.filesystem, self.at(directory), fs.LocalFileSystem(), str(folder))
+        RunStore.around(str(folder)).verify(str(folder), directory)
 
     # Committing.
 
@@ -212,8 +352,8 @@ class RunStore:
         """The counts a committed stage was marked with."""
         return self.read_json(f"{directory}/{MARKER}")["counts"]
 
-    def verify(self, directory: str) -> None:
-        """Compare a committed stage's files with their checksums.
+    def verify(self, directory: str, called: str = "") -> None:
+        """Compare a committed stage's files with their checksums; a copy is `called` what it was copied from.
 
         Raises:
             RunError: naming the first file that is missing or differs.
@@ -222,7 +362,8 @@ class RunStore:
             path = f"{directory}/{name}"
             found = self._measure(path) if self.exists(path) else None
             if found != (expected["bytes"], expected["sha256"]):
-                raise RunError(f"{path}: differs from what was committed; remove {directory} to have it made again")
+                place = called or directory
+                raise RunError(f"{place}/{name}: differs from what was committed; remove {place} to have it made again")
 
     def checksums(self, directory: str) -> dict[str, str]:
         """The SHA-256 of every file of a committed stage, from its marker."""
@@ -234,8 +375,8 @@ class RunStore:
 
     def _measure(self, path: str) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
-        with self.filesystem.open_input_stream(path) as stream:
-            while block := stream.read(1 << 20):
+        with told(path, "read"), self.filesystem.open_input_stream(self.at(path)) as stream:
+            while block := stream.read(BLOCK):
                 digest.update(block)
                 size += len(block)
         return size, digest.hexdigest()

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from tpaw_ray.policy.logprobs import Policy
 
 
-POLL_S = 0.2
-
-
 class Scorer:
     """Keeps one player's model loaded; work comes sorted by player, so it seldom changes.
 
@@ -46,7 +43,7 @@ class Scorer:
     def score(self, shard: ScoreShard) -> int:
         """Score a shard, once its generations are there, and write its numbers; returns how many."""
         while shard.generations and not self.store.exists(shard.generations):
-            time.sleep(POLL_S)
+            time.sleep(self.store.poll_s)
         with self.computing:
             began = time.perf_counter()
             count = self._score(shard)
@@ -92,7 +89,7 @@ class Scorer:
 
         self._unload()  # two players at once may be more than the device holds
         model = load_model(
-            checkpoint,
+            self.store.on_disk(checkpoint),
             precision=self.config.learner.precision,
             attention=self.config.model.attention,
             trust_remote_code=self.config.model.trust_remote_code,
