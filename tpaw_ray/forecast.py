@@ -33,6 +33,7 @@ from tpaw_ray.plan import (
 )
 from tpaw_ray.policy.start import locate
 from tpaw_ray.runs.continuation import check_same_run
+from tpaw_ray.runs.progress import say
 from tpaw_ray.runs.store import RunStore
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def show(found: Forecast, config: Config, console: Console, device: Device | Non
     }
     width = max(map(len, facts))
     for name, fact in facts.items():
-        console.print(f"{name:<{width}}  {fact}", markup=False, soft_wrap=True)
+        say(console, f"{name:<{width}}  {fact}")
     table = Table(title="the work ahead, in sequences")
     for column in ("iteration", "players", "generate", "score", "triplets", "update", "steps"):
         table.add_column(column, justify="right")
@@ -199,11 +200,11 @@ def show(found: Forecast, config: Config, console: Console, device: Device | Non
     console.print(_cost_table(found, config, device))
     if device:
         hours = sum(iteration_seconds(config, costs, device) for costs in found.costs) / 3600
-        console.print(f"computed, with scoring beside generation: {_number(hours)} hours, start-up aside", soft_wrap=True)
+        say(console, f"computed, with scoring beside generation: {_number(hours)} hours, start-up aside")
     answered = _answered(config, survey)
-    console.print(f"every checkpoint answers {answered} held-out prompts ({config.evaluation.split})", soft_wrap=True)
+    say(console, f"every checkpoint answers {answered} held-out prompts ({config.evaluation.split})")
     for warning in found.warnings:
-        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        say(console, f"warning: {warning}")
 
 
 def _cost_table(found: Forecast, config: Config, device: Device | None) -> Table:

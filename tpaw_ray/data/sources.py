@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tpaw_ray.config import DataConfig
-from tpaw_ray.data.rows import Conversation, conversation_of, fields_of, find_shape, one_line, shape_of_columns
+from tpaw_ray.data.rows import Conversation, conversation_of, fields_of, find_shape, shape_of_columns
 from tpaw_ray.errors import DataError
+from tpaw_ray.wording import listed, one_line
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 SPLIT_NAMES = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
@@ -182,7 +183,7 @@ def _read_saved(folder: Path, split: str) -> Iterator[_Record]:
         raise DataError(f"{folder}: cannot be read as a folder saved by `datasets`: {one_line(error)}") from error
     if isinstance(saved, dict):
         if split not in saved:
-            raise DataError(f"{folder}: has no split {split!r}; expected one of {', '.join(map(str, saved))}")
+            raise DataError(f"{folder}: has no split {split!r}; expected one of {listed(saved)}")
         saved = saved[split]
     return _records_of(saved, str(folder))
 

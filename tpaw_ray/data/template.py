@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpaw_ray.config import ModelConfig
-from tpaw_ray.data.rows import Conversation, one_line, shorten
+from tpaw_ray.data.rows import Conversation
 from tpaw_ray.data.sources import looks_like_path
 from tpaw_ray.errors import CheckpointError, ConfigError, DataError
+from tpaw_ray.wording import one_line, shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
