@@ -277,11 +277,11 @@ class Config(Section):
     @field_validator("evaluation")
     @classmethod
     def _pattern_has_a_group(cls, value: EvaluationConfig) -> EvaluationConfig:
-        import re
+        import regex
 
         try:
-            groups = re.compile(value.answer_pattern).groups
-        except re.error as error:
+            groups = regex.compile(value.answer_pattern).groups
+        except (regex.error, RecursionError, OverflowError) as error:
             raise ValueError(f"answer_pattern is not a regular expression: {error}") from error
         if groups < 1:
             raise ValueError("answer_pattern needs a group, as in '#### ([0-9]+)'")

@@ -36,12 +36,13 @@ def listed(names: Iterable[object], none: str = "(none)") -> str:
     >>> listed(range(12)), listed([])
     ('0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more', '(none)')
     """
-    cut = [name if len(name) <= 60 else f"{name[:60]}…" for name in map(str, names)]
+    told = [visible(str(name)[:61]).replace("\n", "\\n") for name in names]
+    cut = [name if len(name) <= 60 else f"{name[:60]}…" for name in told]
     more = f" and {len(cut) - 10} more" if len(cut) > 10 else ""
     return ", ".join(cut[:10]) + more or none
 
 
 def one_line(error: BaseException) -> str:
     """An error's message on one line, cut to 300 characters; its type where it says nothing."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = visible(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]}…"

@@ -7,7 +7,7 @@ from typing import Any
 
 from tpaw_ray.config import ColumnsConfig
 from tpaw_ray.errors import ConfigError, DataError
-from tpaw_ray.wording import listed, shorten
+from tpaw_ray.wording import listed, one_line, shorten
 
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
 
@@ -70,7 +70,7 @@ def fields_of(value: Any, place: str) -> Mapping[str, Any]:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{place}: not valid JSON ({error}): found {shorten(text.strip())}, expected one object a line"
+                f"{place}: not valid JSON ({one_line(error)}): found {shorten(text.strip())}, expected one object a line"
             ) from error
     if not isinstance(value, Mapping):
         raise DataError(f"{place}: found {_kind(value)}, expected an object with named columns")

@@ -16,6 +16,7 @@ written last, with counts and the checksum of every file; a stage without one is
 
 import hashlib
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class RunStore:
         """
         if "://" in root:
             raise RunError(f"run.root: found {root!r}; expected a folder that every node sees (local disk or NFS)")
-        return cls(str(Path(root).expanduser().resolve() / name), fs.LocalFileSystem())
+        return cls(str(Path(os.path.realpath(os.path.expanduser(root))) / name), fs.LocalFileSystem())
 
     # Where things lie.
 
