@@ -99,8 +99,8 @@ def check_start(config: Config, store: RunStore, model: Path) -> Start:
         ConfigError: when there is no usable chat template.
         ResourceError: when the disk cannot hold the checkpoints.
     """
-    tokenizer = load_tokenizer(config.model)
     check_weights(model, trust_remote_code=config.model.trust_remote_code)
+    tokenizer = load_tokenizer(config.model)  # after the model, whose config it reads too
     size = model_size(model, trust_remote_code=config.model.trust_remote_code)
     if config.data.max_length > size.context:
         raise CheckpointError(

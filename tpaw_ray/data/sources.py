@@ -178,7 +178,7 @@ def _read_parquet(path: Path) -> Iterator[_Record]:
                 for value in rows:
                     yield _Record(file=str(path), index=index, value=value)
                     index += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # the last for names that are not UTF-8
         raise DataError(f"{path}: cannot be read as Parquet: {one_line(error)}; write or copy the file again") from error
 
 

@@ -1,5 +1,6 @@
 """Whether a config may go on with a run that another command started."""
 
+import os
 from typing import Any
 
 from tpaw_ray.config import Config, resolve_config
@@ -32,7 +33,8 @@ def check_same_run(config: Config, store: RunStore) -> None:
         if not store.exists(path):
             return
     except OSError as error:  # a name that is too long, a folder that may not be looked into
-        raise RunError(f"run.root: {shorten(store.root)} cannot be used: {one_line(error)}") from error
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        raise RunError(f"run.root: {shorten(store.root)} cannot be used: {reason}") from error
     # Resolved anew, so that a field which a later version brought counts with its default.
     started = _flat(resolve_config(_content(store, path), source=path).model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
