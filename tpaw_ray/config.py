@@ -21,7 +21,8 @@ from tpaw_ray.wording import shorten
 
 LARGEST = 2**31 - 1
 """Bound of every number that has no lower one: beyond it lie slips of the pen, and what 32 bits cannot hold."""
-CONFIG_BYTES = 2**20
+CONFIG_BYTES = 2**18
+PROBLEMS_TOLD = 20
 
 
 def _no_boolean(value: Any) -> Any:
@@ -430,7 +431,9 @@ def _holds_nan(value: Any) -> bool:
 
 def _lines(error: ValidationError) -> list[str]:
     lines = []
-    for problem in error.errors():
+    leaves = [key for key, *_ in config_fields()]
+    problems = error.errors(include_url=False)
+    for problem in problems[:PROBLEMS_TOLD]:
         # The branches of a union are named after its types; a user's keys are not.
         field = ".".join(
             str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "function-", "list[", "float"))
@@ -440,16 +443,17 @@ def _lines(error: ValidationError) -> list[str]:
         if (problem["type"], type(value)) in [("float_type", list), *(("list_type", kind) for kind in (str, bool, int, float))]:
             continue
         if problem["type"] == "extra_forbidden":
-            leaves = [key for key, *_ in config_fields()]
-            close = get_close_matches(field, [*leaves, *Config.model_fields], n=1)
+            close = get_close_matches(field[:100], [*leaves, *Config.model_fields], n=1)
             hint = f"did you mean {close[0]}?" if close else "see the config reference in docs/config.md"
             lines.append(f"{field if len(field) <= 200 else f'{field[:200]}…'}: unknown key; {hint}")
         elif problem["type"] == "missing":
             lines.append(f"{field}: required, but missing")
         elif problem["type"] == "model_type":
-            keys = ", ".join(key.removeprefix(f"{field}.") for key, *_ in config_fields() if key.startswith(f"{field}."))
+            keys = ", ".join(key.removeprefix(f"{field}.") for key in leaves if key.startswith(f"{field}."))
             lines.append(f"{field}: found {shorten(value)}, expected a section with the keys {keys}")
         else:
             found = f", found {shorten(value)}" if not isinstance(value, dict | BaseModel) else ""
             lines.append(f"{field + ': ' if field else ''}{message}{found}")
+    if len(problems) > PROBLEMS_TOLD:
+        lines.append(f"and {len(problems) - PROBLEMS_TOLD} more problems")
     return list(dict.fromkeys(lines))

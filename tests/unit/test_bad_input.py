@@ -154,7 +154,7 @@ CONFIGS = {
     "empty config": (config_text(""), 2, ["config.yaml: expected a mapping of sections, found nothing"]),
     "config is a list": (config_text("- run\n"), 2, ["config.yaml: expected a mapping of sections, found ['run']"]),
     "config is not UTF-8": (config_text(b"run: {name: \xff}\n"), 2, ["config.yaml: cannot read the config", "0xff"]),
-    "config too large": (config_text("#" * 2_000_000), 2, ["config.yaml: ", "more than 1,048,576 bytes"]),
+    "config too large": (config_text("#" * 2_000_000), 2, ["config.yaml: ", "more than 262,144 bytes"]),
     "bad YAML": (config_text("run: {name: t\n"), 2, ["config.yaml: not valid YAML: line 2", "expected ',' or '}'"]),
     "tab": (config_text("run:\n\tname: t\n"), 2, ["not valid YAML: line 2, column 1", r"found character '\t'"]),
     "two documents": (config_text("a: 1\n---\nb: 1\n"), 2, ["line 2", "expected a single document"]),
@@ -172,6 +172,7 @@ CONFIGS = {
     "unknown key": (overrides("objective.etta=1"), 2, ["objective.etta: unknown key; did you mean objective.eta?"]),
     "unknown section": (config_tail("lerner: {epochs: 1}\n"), 2, ["lerner: unknown key; did you mean learner?"]),
     "key like no other": (overrides("zzzzzz.qqqqqqqqqqqqqqqqqqqqqq=1"), 2, ["zzzzzz: unknown key; see the config reference"]),
+    "many unknown keys": (config_tail("".join(f"k{i}: 1\n" for i in range(20_000))), 2, ["k0: unknown key", "and 19980 more problems"]),
     "text for a number": (overrides("iterations=many"), 2, ["iterations: ", "valid integer", "found 'many'"]),
     "fraction for a count": (overrides("iterations=1.5"), 2, ["iterations: ", "valid integer", "found 1.5"]),
     "true for a count": (overrides("iterations=true"), 2, ["iterations: Input should be a number, not true or false"]),
@@ -433,7 +434,7 @@ def check_told(house, before, code, parts, found, out, err):
     assert found == code, err
     assert err.startswith("error: ") and err.endswith("\n")
     assert "Traceback" not in err + out and "the work ahead" not in out
-    assert len(err) < 1500 or "…" in err or "aaaa" in err
+    assert len(err) < 10_000
     for part in parts:
         assert part in err
     assert err.replace("\n", "").isprintable()
