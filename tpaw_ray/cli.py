@@ -1,6 +1,7 @@
 """The `tpaw` command: parse, resolve, call. Errors go to standard error; exit codes are those of `tpaw_ray.errors`."""
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from tpaw_ray.config import dump_config, load_config
 from tpaw_ray.errors import TpawError
+from tpaw_ray.wording import visible
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,7 +58,7 @@ def plan(
         raise typer.BadParameter("--tflops and --bandwidth go together")
     resolved = load_config(config, overrides or [])
     if show_config:
-        print(dump_config(resolved))
+        print(visible(dump_config(resolved)))
     from tpaw_ray.cost import Device
     from tpaw_ray.forecast import forecast, show
 
@@ -78,7 +80,8 @@ def main() -> None:
         if hasattr(error, "format_message"):  # a usage error of the command line
             _say(f"error: {error.format_message()}")
             sys.exit(2)
-        raise
+        _say("".join(traceback.format_exception(error)))
+        sys.exit(1)
     if ended == INTERRUPTED:
         _say("interrupted; the same command continues the run")
     sys.exit(ended)
@@ -97,4 +100,4 @@ def told(error: BaseException | None) -> TpawError | None:
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr)
+    print(visible(message), file=sys.stderr)

@@ -6,19 +6,39 @@ Imports neither torch nor ray nor vllm, so that `tpaw --help` and config errors 
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tpaw_ray.credentials import find_credentials
 from tpaw_ray.errors import ConfigError
+from tpaw_ray.plain_yaml import DEPTH, parse_plain_yaml
+from tpaw_ray.wording import shorten
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+LARGEST = 2**31 - 1
+"""Bound of every number that has no lower one: beyond it lie slips of the pen, and what 32 bits cannot hold."""
+CONFIG_BYTES = 2**18
+PROBLEMS_TOLD = 20
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):  # which Python counts as 1 or 0
+        raise ValueError("Input should be a number, not true or false")
+    return value
+
+
+Number = BeforeValidator(_no_boolean)
+Positive = Annotated[float, Field(gt=0, le=LARGEST, allow_inf_nan=False), Number]
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False), Number]
+AtLeastOne = Annotated[float, Field(ge=1, le=LARGEST, allow_inf_nan=False), Number]
+Fraction = Annotated[float, Field(ge=0, lt=1), Number]
+Share = Annotated[float, Field(gt=0, le=1), Number]
+Count = Annotated[int, Field(ge=1, le=LARGEST), Number]
+Filled = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 PerIteration = Positive | Annotated[list[Positive], Field(min_length=1)]
 
@@ -32,16 +52,16 @@ class Section(BaseModel):
 class RunConfig(Section):
     name: Name
     """Name of the run; its folder is `root/name`. Letters, digits, `.`, `_`, `-`."""
-    root: str = "runs"
+    root: Filled = "runs"
     """Where runs lie: a folder that every node sees, or an object store, `s3://bucket/prefix` or `gs://bucket/prefix`. Keys and
     endpoint are those of the environment of every node (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
     `AWS_ENDPOINT_URL`; `GOOGLE_APPLICATION_CREDENTIALS`) and never stand here."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    seed: Annotated[int, Field(ge=0, le=LARGEST), Number] = 42
     """Seed of sampling and of the order of training."""
 
 
 class ModelConfig(Section):
-    path: str
+    path: Filled
     """The SFT model `θ_0`: a Hugging Face directory, or a hub name where a hub can be reached."""
     chat_template: str | None = None
     """A Jinja chat template, a file that holds one, or `plain` for base models; by default the tokenizer's own."""
@@ -54,26 +74,26 @@ class ModelConfig(Section):
 
 
 class ColumnsConfig(Section):
-    messages: str | None = None
+    messages: Filled | None = None
     """Column with a list of `{role, content}` (or ShareGPT's `{from, value}`)."""
-    prompt: str | None = None
+    prompt: Filled | None = None
     """Column with the prompt: a string or a list of messages."""
-    target: str | None = None
+    target: Filled | None = None
     """Column with the target response: a string or a list of messages."""
-    system: str | None = None
+    system: Filled | None = None
     """Column with a system message to put first."""
 
 
 class DataConfig(Section):
-    path: str
+    path: Filled
     """SFT data: a `.jsonl`, `.json` or `.parquet` file, a folder of them, a folder saved by `datasets`, or a hub name."""
-    subset: str | None = None
+    subset: Filled | None = None
     """Configuration name of a hub data set."""
-    split: str = "train"
+    split: Filled = "train"
     """Split of a hub or saved data set."""
-    heldout_path: str | None = None
+    heldout_path: Filled | None = None
     """Separate data (same shapes) whose rows form the test split; then none is split off `path` for test."""
-    heldout_split: str = "test"
+    heldout_split: Filled = "test"
     """Split of `heldout_path` where that is a hub or saved data set."""
     columns: ColumnsConfig = ColumnsConfig()
     """Which columns hold what, for data of a shape that is not recognised."""
@@ -116,7 +136,7 @@ class ObjectiveConfig(Section):
 class SamplingConfig(Section):
     temperature: Positive = 1.0
     """Temperature of the opponents' sampling."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: Share = 1.0
     """Nucleus of the opponents' sampling."""
     max_new_tokens: Count = 256
     """Longest generated response in tokens."""
@@ -127,13 +147,13 @@ class OpponentsConfig(Section):
     """Engines a checkpoint."""
     tensor_parallel: Count = 1
     """Parts that one engine is spread over, each on a GPU of its own."""
-    gpus: Annotated[float, Field(ge=0, le=1)] = 0
+    gpus: Annotated[float, Field(ge=0, le=1), Number] = 0
     """GPUs a part of an engine takes: 1, a fraction that shares one, or 0 to run the engine on the CPU."""
     cpus: NonNegative = 0.1
     """CPUs Ray sets aside for an engine; a scheduling figure, not a limit (see `threads`)."""
     threads: Count | None = None
     """CPU threads of an engine; by default all cores of its machine."""
-    memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
+    memory_share: Share = 0.85
     """Share of the GPU's memory an engine may take (vLLM's `gpu_memory_utilization`)."""
     cpu_cache_gib: Positive = 1.0
     """Memory of an engine's KV cache on the CPU, in GiB."""
@@ -141,6 +161,16 @@ class OpponentsConfig(Section):
     """Sequences an engine works on at once (vLLM's `max_num_seqs`)."""
     engine_args: dict[str, Any] = {}
     """Further vLLM engine arguments, passed on as they are."""
+
+    @field_validator("engine_args")
+    @classmethod
+    def _engine_args_are_no_way_around(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "trust_remote_code" in value:
+            raise ValueError("trust_remote_code has no place here; set model.trust_remote_code, which all stages heed")
+        # A number that is not one equals nothing, so that a run could never go on with its own config.
+        if _holds_nan(value):
+            raise ValueError("found .nan or .inf, expected finite numbers")
+        return value
 
     @model_validator(mode="after")
     def _parts_have_gpus(self) -> "OpponentsConfig":
@@ -176,7 +206,7 @@ class LearnerConfig(Section):
     """CPUs Ray sets aside for a worker."""
     threads: Count | None = None
     """CPU threads of a worker; by default the machine's cores divided by `workers`."""
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    zero_stage: Annotated[int, Field(ge=0, le=3), Number] = 2
     """DeepSpeed ZeRO stage."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of learner, scorers and opponents."""
@@ -204,7 +234,7 @@ class LearnerConfig(Section):
     """Save the update every so many steps, so that it goes on from there after a death."""
     save_minutes: Positive | None = 30
     """Save the update when so many minutes have passed since it last was."""
-    max_restarts: Annotated[int, Field(ge=0)] = 2
+    max_restarts: Annotated[int, Field(ge=0, le=LARGEST), Number] = 2
     """How often the worker group is started again after a worker died."""
 
 
@@ -225,8 +255,8 @@ class Config(Section):
     run: RunConfig
     model: ModelConfig
     data: DataConfig
-    iterations: Count = 4
-    """Iterations of generate, score, update."""
+    iterations: Annotated[int, Field(ge=1, le=998), Number] = 4
+    """Iterations of generate, score, update; folders count them with three digits."""
     team: TeamConfig = TeamConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -254,11 +284,11 @@ class Config(Section):
     @field_validator("evaluation")
     @classmethod
     def _pattern_has_a_group(cls, value: EvaluationConfig) -> EvaluationConfig:
-        import re
+        import regex
 
         try:
-            groups = re.compile(value.answer_pattern).groups
-        except re.error as error:
+            groups = regex.compile(value.answer_pattern).groups
+        except (regex.error, RecursionError, OverflowError) as error:
             raise ValueError(f"answer_pattern is not a regular expression: {error}") from error
         if groups < 1:
             raise ValueError("answer_pattern needs a group, as in '#### ([0-9]+)'")
@@ -293,25 +323,34 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            text = file.read(CONFIG_BYTES + 1).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot read the config: {error}") from error
+    if len(text) > CONFIG_BYTES:
+        raise ConfigError(f"{path}: cannot read the config: more than {CONFIG_BYTES:,} bytes; expected a YAML file of sections")
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = parse_plain_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, found {type(content).__name__}")
+        raise ConfigError(f"{path}: expected a mapping of sections, found {'nothing' if content is None else shorten(content)}")
     return resolve_config(
         _with_preset(content, str(path)), _with_preset(_parse_overrides(overrides), "command line"), source=str(path)
     )
 
 
 def resolve_config(*layers: Mapping[str, Any], source: str = "config") -> Config:
-    """Merge layers (later ones win) and check the result."""
+    """Merge layers (later ones win) and check the result.
+
+    Raises:
+        ConfigError: naming every field at fault, with what was found and what is expected.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
         _merge(merged, layer)
+    if found := find_credentials(merged):
+        raise ConfigError(f"{source}: {found}; give it in the environment (HF_TOKEN, AWS_SECRET_ACCESS_KEY …), not in a config")
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
@@ -369,13 +408,14 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
-        if not separator or not all(key.split(".")):
-            raise ConfigError(f"override {override!r}: expected key=value, as in objective.eta=6")
+        parts = key.split(".")
+        if not separator or not all(parts) or len(parts) > DEPTH:
+            raise ConfigError(f"override {shorten(override)}: expected key=value, as in objective.eta=6")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
-        for part in reversed(key.split(".")):
+            value = parse_plain_yaml(text)
+        except ValueError as error:  # the value is not told: it may be a password
+            raise ConfigError(f"override {shorten(key)}: the value is not valid YAML: {error}") from error
+        for part in reversed(parts):
             value = {part: value}
         _merge(values, value)
     return values
@@ -389,16 +429,37 @@ def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
             base[key] = deepcopy(value)
 
 
+def _holds_nan(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_holds_nan, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and not isfinite(value)
+
+
 def _lines(error: ValidationError) -> list[str]:
     lines = []
-    for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "list[", "float")))
-        message = problem["msg"].removeprefix("Value error, ")
+    leaves = [key for key, *_ in config_fields()]
+    problems = error.errors(include_url=False)
+    for problem in problems[:PROBLEMS_TOLD]:
+        # The branches of a union are named after its types; a user's keys are not.
+        field = ".".join(
+            str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "function-", "list[", "float"))
+        )
+        message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
+        # Of a number or a list of numbers, only what the value was meant for is told.
+        if (problem["type"], type(value)) in [("float_type", list), *(("list_type", kind) for kind in (str, bool, int, float))]:
+            continue
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{field}: unknown key; see the config reference in docs/config.md")
+            close = get_close_matches(field[:100], [*leaves, *Config.model_fields], n=1)
+            hint = f"did you mean {close[0]}?" if close else "see the config reference in docs/config.md"
+            lines.append(f"{field if len(field) <= 200 else f'{field[:200]}…'}: unknown key; {hint}")
         elif problem["type"] == "missing":
             lines.append(f"{field}: required, but missing")
+        elif problem["type"] == "model_type":
+            keys = ", ".join(key.removeprefix(f"{field}.") for key in leaves if key.startswith(f"{field}."))
+            lines.append(f"{field}: found {shorten(value)}, expected a section with the keys {keys}")
         else:
-            found = f", found {problem['input']!r}" if not isinstance(problem["input"], dict | BaseModel) else ""
+            found = f", found {shorten(value)}" if not isinstance(value, dict | BaseModel) else ""
             lines.append(f"{field + ': ' if field else ''}{message}{found}")
+    if len(problems) > PROBLEMS_TOLD:
+        lines.append(f"and {len(problems) - PROBLEMS_TOLD} more problems")
     return list(dict.fromkeys(lines))

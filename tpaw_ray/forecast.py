@@ -13,6 +13,7 @@ from rich.table import Table
 from tpaw_ray.config import Config
 from tpaw_ray.cost import Cost, Device, Lengths, Stage, iteration_cost, iteration_seconds, stage_devices
 from tpaw_ray.data.prompts import PromptSurvey, survey_prompts
+from tpaw_ray.data.sources import check_first_rows
 from tpaw_ray.data.template import end_tokens, load_tokenizer
 from tpaw_ray.errors import CheckpointError, ResourceError, RunError
 from tpaw_ray.plan import (
@@ -32,8 +33,10 @@ from tpaw_ray.plan import (
     scorer_bytes,
     unmet,
 )
+from tpaw_ray.policy.directory import check_directory, check_weights
 from tpaw_ray.policy.start import locate
 from tpaw_ray.runs.continuation import check_same_run
+from tpaw_ray.runs.progress import say
 from tpaw_ray.runs.store import RunStore
 
 if TYPE_CHECKING:
@@ -73,11 +76,12 @@ class Forecast:
 
 
 def check_folders(config: Config, store: RunStore) -> Path:
-    """The checks that import nothing large: the run's folder and the model's, which is returned.
+    """The checks that import nothing large: the run's folder, the first rows of local data, and the model's folder, returned.
 
     Raises:
         RunError: when the run was started with another config, or its folder cannot be written to.
-        CheckpointError: when there is no such model.
+        DataError: when local data is missing, or its first row cannot be read.
+        CheckpointError: when there is no such model, or it would have to be unpickled or to run code of its own.
     """
     check_same_run(config, store)
     if store.scheme:
@@ -86,22 +90,32 @@ def check_folders(config: Config, store: RunStore) -> Path:
         beside = _nearest(Path(store.root))
         if not (beside.is_dir() and os.access(beside, os.W_OK | os.X_OK)):
             raise RunError(f"run.root: {store.root} cannot be made: {beside} is not a folder that can be written to")
-    return locate(config.model.path)
+    check_first_rows(config.data)
+    directory = locate(config.model.path)
+    check_directory(directory, trust_remote_code=config.model.trust_remote_code)
+    return directory
 
 
 def check_start(config: Config, store: RunStore, model: Path) -> Start:
     """The checks that take no reading of data: model, tokenizer, template, lengths, disk for the checkpoints.
 
     Raises:
-        CheckpointError: when the model or its tokenizer is damaged or too short for `data.max_length`.
+        CheckpointError: when the model or its tokenizer is damaged or too short for `data.max_length`, or they do not fit.
         ConfigError: when there is no usable chat template.
         ResourceError: when the disk cannot hold the checkpoints.
     """
-    tokenizer = load_tokenizer(config.model)
+    check_weights(model, trust_remote_code=config.model.trust_remote_code)
+    tokenizer = load_tokenizer(config.model)  # after the model, whose config it reads too
     size = model_size(model, trust_remote_code=config.model.trust_remote_code)
     if config.data.max_length > size.context:
         raise CheckpointError(
             f"data.max_length: found {config.data.max_length}, but {model} was made for at most {size.context} tokens"
+        )
+    ends = end_tokens(tokenizer, str(model))
+    if ends[-1] >= size.vocabulary:
+        raise CheckpointError(
+            f"{model}: the end token {ends[-1]} of tokenizer or config.json is beyond the model's vocabulary of "
+            f"{size.vocabulary}; expected model and tokenizer of one kind"
         )
     missing = sum(not store.is_committed(store.checkpoint(number)) for number in range(config.iterations + 1))
     needed, free = missing * checkpoint_bytes(size, config), _free(store)
@@ -109,7 +123,7 @@ def check_start(config: Config, store: RunStore, model: Path) -> Start:
         raise ResourceError(
             f"{store.root}: {missing} checkpoints need {needed / GIB:.1f} GiB, the disk has {free / GIB:.1f} GiB free"
         )
-    return Start(model=model, tokenizer=tokenizer, ends=end_tokens(tokenizer, str(model)), size=size)
+    return Start(model=model, tokenizer=tokenizer, ends=ends, size=size)
 
 
 def forecast(config: Config) -> Forecast:
@@ -194,7 +208,7 @@ def show(found: Forecast, config: Config, console: Console, device: Device | Non
     }
     width = max(map(len, facts))
     for name, fact in facts.items():
-        console.print(f"{name:<{width}}  {fact}", markup=False, soft_wrap=True)
+        say(console, f"{name:<{width}}  {fact}")
     table = Table(title="the work ahead, in sequences")
     for column in ("iteration", "players", "generate", "score", "triplets", "update", "steps"):
         table.add_column(column, justify="right")
@@ -205,11 +219,11 @@ def show(found: Forecast, config: Config, console: Console, device: Device | Non
     console.print(_cost_table(found, config, device))
     if device:
         hours = sum(iteration_seconds(config, costs, device) for costs in found.costs) / 3600
-        console.print(f"computed, with scoring beside generation: {_number(hours)} hours, start-up aside", soft_wrap=True)
+        say(console, f"computed, with scoring beside generation: {_number(hours)} hours, start-up aside")
     answered = _answered(config, survey)
-    console.print(f"every checkpoint answers {answered} held-out prompts ({config.evaluation.split})", soft_wrap=True)
+    say(console, f"every checkpoint answers {answered} held-out prompts ({config.evaluation.split})")
     for warning in found.warnings:
-        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        say(console, f"warning: {warning}")
 
 
 def _cost_table(found: Forecast, config: Config, device: Device | None) -> Table:
@@ -238,7 +252,7 @@ def _free(store: RunStore) -> float:
 
 
 def _nearest(path: Path) -> Path:
-    while not path.exists():
+    while not os.path.exists(path):
         path = path.parent
     return path
 
@@ -264,6 +278,9 @@ def _warnings(config: Config, start: Start, survey: PromptSurvey, cluster: dict[
         + (learner_bytes(start.size, learner) * learner.workers if not learner.gpus else 0)
     )
     said = {
+        "model.trust_remote_code is true: the Python code in the model's folder runs wherever it is loaded": (
+            config.model.trust_remote_code
+        ),
         f"no prompts are held out for {config.evaluation.split}: checkpoints are not evaluated": not heldout,
         "no held-out prompt has a final answer that evaluation.answer_pattern finds: accuracy stays empty": heldout
         and not survey.judged,

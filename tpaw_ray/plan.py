@@ -4,6 +4,7 @@ Memory figures are estimates from parameter counts and token budgets; they leave
 """
 
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from tpaw_ray.algorithm.team import fresh_rollouts, replayed_rollouts, team_at
 from tpaw_ray.config import Config, LearnerConfig
+from tpaw_ray.policy.directory import weight_shapes
 
 GIB = 2**30
 _HEAD_CHUNK = 512
@@ -86,19 +88,14 @@ def shares_prompts(config: Config) -> bool:
 
 
 def model_size(directory: Path, *, trust_remote_code: bool = False) -> ModelSize:
-    """Sizes from the model's config and the headers of its safetensors; no weights are read."""
-    from safetensors import safe_open
+    """Sizes from the config and the headers of the safetensors of a model that `check_weights` took; no weights are read."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code).get_text_config()
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    parameters = 0
-    for path in directory.glob("*.safetensors"):
-        with safe_open(path, framework="np") as weights:
-            parameters += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     return ModelSize(
-        parameters=parameters,
+        parameters=sum(map(math.prod, weight_shapes(directory).values())),
         hidden=config.hidden_size,
         layers=config.num_hidden_layers,
         vocabulary=config.vocab_size,
@@ -187,16 +184,14 @@ def unmet(needed: Mapping[str, float], cluster: Mapping[str, float]) -> str:
 
 def free_disk(root: str) -> int:
     """Free bytes where runs will lie."""
-    path = Path(root).expanduser().resolve()
-    while not path.exists():
+    path = Path(root)
+    while not os.path.exists(path):
         path = path.parent
     return shutil.disk_usage(path).free
 
 
 def local_resources() -> dict[str, Any]:
     """What Ray would find on this machine, without starting it."""
-    import os
-
     import torch
 
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}

@@ -7,18 +7,17 @@ import pytest
 
 from tpaw_ray import launch
 from tpaw_ray.config import resolve_config
-from tpaw_ray.errors import CheckpointError, ResourceError
+from tpaw_ray.errors import CheckpointError, ResourceError, RunError
 from tpaw_ray.runs.progress import Reporter
 
 
 @pytest.fixture
 def begin(tmp_path, monkeypatch):
     """Calls `launch` with stand-ins for Ray's start, the check and the run; returns what happened, in order."""
-    config = resolve_config(
-        {"run": {"name": "t", "root": str(tmp_path)}, "model": {"path": "m"}, "data": {"path": "d"}, "iterations": 1}
-    )
+    run, data = {"name": "t", "root": str(tmp_path)}, {"path": "d"}
 
-    def call(connect, check):
+    def call(connect, check, **model):
+        config = resolve_config({"run": run, "model": {"path": "m", **model}, "data": data, "iterations": 1})
         happened = []
         monkeypatch.setattr(launch, "check_folders", lambda config, store: tmp_path)
         monkeypatch.setattr(launch, "connect", lambda *, verbose: connect())
@@ -31,7 +30,7 @@ def begin(tmp_path, monkeypatch):
         )
         try:
             launch.launch(config, Reporter())
-        except (CheckpointError, ResourceError) as error:
+        except (CheckpointError, ResourceError, RunError) as error:
             happened.append(str(error))
         return happened
 
@@ -57,3 +56,19 @@ def test_a_failed_check_ends_the_run_and_ray(begin):
 def test_what_is_wrong_with_the_model_is_told_before_what_is_wrong_with_ray(begin):
     assert begin(failing(ResourceError("no Ray")), failing(CheckpointError("no model"))) == ["shutdown", "no model"]
     assert begin(failing(ResourceError("no Ray")), lambda: None) == ["shutdown", "no Ray"]
+
+
+def test_that_a_models_own_code_runs_is_said_at_the_start(begin, tmp_path, capsys):
+    assert begin(lambda: None, lambda: None) == ["play", "shutdown"]
+    assert "trust_remote_code" not in capsys.readouterr().out
+    (tmp_path / "t/config.yaml").unlink()
+    assert begin(lambda: None, lambda: None, trust_remote_code=True) == ["play", "shutdown"]
+    assert f"model.trust_remote_code is true: the Python code in {tmp_path} runs" in capsys.readouterr().out
+
+
+def test_a_run_folder_that_cannot_be_written_to_is_told(begin, tmp_path):
+    def fill():
+        (tmp_path / "t").write_text("a file where the run would lie")  # since it was checked
+
+    ended, told = begin(fill, lambda: None)
+    assert ended == "shutdown" and told.startswith(f"run.root: {tmp_path}/t cannot be written to: ")

@@ -3,6 +3,9 @@
 import re
 from decimal import Decimal
 
+from tpaw_ray.errors import ConfigError
+
+PATIENCE_S = 5
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 
 
@@ -16,8 +19,19 @@ def final_answer(text: str, pattern: str) -> str | None:
     '1072.5'
     >>> final_answer("#### 72.0", r"####\\s*(.*)"), final_answer("#### Paris, France.", r"####\\s*(.*)")
     ('72', 'Paris, France')
+
+    Raises:
+        ConfigError: when the pattern takes longer than any sensible one: repetitions in one another may take for ever.
     """
-    matches = list(re.finditer(pattern, text))
+    import regex
+
+    try:
+        matches = list(regex.finditer(pattern, text, timeout=PATIENCE_S))  # Python's own `re` knows no limit
+    except TimeoutError as error:
+        raise ConfigError(
+            f"evaluation.answer_pattern: found {pattern!r}, which takes more than {PATIENCE_S} s on a text of {len(text)} "
+            "characters; expected a pattern without repetitions in one another, as in (a+)+"
+        ) from error
     return _normalise(matches[-1].group(1) or "") if matches else None
 
 

@@ -15,8 +15,8 @@ from tpaw_ray.config import Config
 from tpaw_ray.data.answers import final_answer
 from tpaw_ray.data.rows import Conversation
 from tpaw_ray.data.sources import read_conversations
-from tpaw_ray.data.template import end_tokens, render_all
-from tpaw_ray.errors import DataError
+from tpaw_ray.data.template import end_tokens, render_all, vocabulary_size
+from tpaw_ray.errors import CheckpointError, DataError
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Prompt
 
@@ -91,6 +91,7 @@ def iter_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Iterat
 
     Raises:
         DataError: at the first row that cannot be read or rendered.
+        CheckpointError: at the first row in which the tokenizer finds a token that the model does not have.
     """
     data = config.data
     heldout: set[bytes] = set()
@@ -127,7 +128,7 @@ def _iter_source(
     conversations: Iterator[Conversation],
     fate_of: Callable[[Conversation], Fate],
 ) -> Iterator[tuple[Fate, Prompt | None]]:
-    ends = end_tokens(tokenizer, config.model.path)
+    ends, vocabulary = end_tokens(tokenizer, config.model.path), vocabulary_size(config.model.path)
     while batch := list(islice(conversations, BATCH)):
         kept: list[tuple[Fate, Conversation]] = []
         for conversation in batch:
@@ -138,6 +139,12 @@ def _iter_source(
                 kept.append((fate, conversation))
         rendered = render_all(tokenizer, [conversation for _, conversation in kept], ends, source)
         for (fate, conversation), (prompt, target) in zip(kept, rendered, strict=True):
+            if vocabulary and (strange := max(*prompt, *target)) >= vocabulary:
+                raise CheckpointError(
+                    f"{source}, row {conversation.row}: the tokenizer of {config.model.path} gives the token id {strange} "
+                    f"({tokenizer.convert_ids_to_tokens(strange)!r}), the model's vocabulary has {vocabulary}; expected model "
+                    "and tokenizer of one kind"
+                )
             if len(prompt) > config.data.prompt_length or len(prompt) + len(target) > config.data.max_length:
                 yield "too_long", None
                 continue

@@ -7,6 +7,7 @@ from typing import Any
 
 from tpaw_ray.config import ColumnsConfig
 from tpaw_ray.errors import ConfigError, DataError
+from tpaw_ray.wording import listed, one_line, shorten
 
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
 
@@ -69,7 +70,7 @@ def fields_of(value: Any, place: str) -> Mapping[str, Any]:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{place}: not valid JSON ({error}): found {shorten(text.strip())}, expected one object a line"
+                f"{place}: not valid JSON ({one_line(error)}): found {shorten(text.strip())}, expected one object a line"
             ) from error
     if not isinstance(value, Mapping):
         raise DataError(f"{place}: found {_kind(value)}, expected an object with named columns")
@@ -99,7 +100,7 @@ def find_shape(fields: Mapping[str, Any], columns: ColumnsConfig, place: str) ->
             return Shape(**{**vars(shape), "system": columns.system})
     known = "; ".join(" + ".join(shape.columns()) for shape in SHAPES)
     raise DataError(
-        f"{place}: unknown shape: found the columns {', '.join(map(str, fields)) or '(none)'}; known shapes are {known}. "
+        f"{place}: unknown shape: found the columns {listed(fields)}; known shapes are {known}. "
         "Say which columns hold what with data.columns.messages, or data.columns.prompt and data.columns.target"
     )
 
@@ -112,7 +113,7 @@ def conversation_of(fields: Mapping[str, Any], shape: Shape, row: int, place: st
     """
     for name in shape.columns():
         if name not in fields:
-            raise DataError(f"{place}: {name}: missing; expected beside {', '.join(map(str, fields)) or '(no columns)'}")
+            raise DataError(f"{place}: {name}: missing; expected beside {listed(fields, '(no columns)')}")
     turns = _turns(fields, shape, place)
     source = shape.messages or shape.target
     last = max((index for index, turn in enumerate(turns) if turn.role == "assistant"), default=None)
@@ -162,7 +163,7 @@ def _message(item: Any, place: str, field: str) -> Message:
     speaker, text = ("from", "value") if "from" in item and "role" not in item else ("role", "content")
     for name in (speaker, text):
         if name not in item:
-            raise DataError(f"{place}: {field}.{name}: missing; found {', '.join(map(str, item)) or 'an empty object'}")
+            raise DataError(f"{place}: {field}.{name}: missing; found {listed(item, 'an empty object')}")
     role = item[speaker]
     if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"{place}: {field}.{speaker}: found {shorten(role)}, expected one of {', '.join(ROLES)}")
@@ -183,18 +184,3 @@ def _text(value: Any, place: str, field: str) -> str:
 def _kind(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return "null" if value is None else f"{names.get(type(value), type(value).__name__)} {shorten(value)}"
-
-
-def shorten(value: object, length: int = 60) -> str:
-    """A value's repr on one line, cut to `length` characters.
-
-    >>> shorten("a" * 100, 8)
-    "'aaaaaaa…"
-    """
-    text = repr(value)
-    return text if len(text) <= length else f"{text[:length]}…"
-
-
-def one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]}…"

@@ -5,6 +5,7 @@ source, blank lines left out; lines of a file are counted from 1.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tpaw_ray.config import DataConfig
-from tpaw_ray.data.rows import Conversation, conversation_of, fields_of, find_shape, one_line, shape_of_columns
+from tpaw_ray.data.rows import Conversation, conversation_of, fields_of, find_shape, shape_of_columns
 from tpaw_ray.errors import DataError
+from tpaw_ray.wording import listed, one_line
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 SPLIT_NAMES = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
@@ -62,6 +64,17 @@ def read_conversations(data: DataConfig, *, heldout: bool = False) -> Iterator[C
         raise DataError(f"{source}: holds no rows; expected at least one conversation")
 
 
+def check_first_rows(data: DataConfig) -> None:
+    """Read the first row of `data.path` and of `data.heldout_path` where that needs no hub and no `datasets`.
+
+    Raises:
+        DataError: as `read_conversations` does.
+    """
+    for source, heldout in ((data.path, False), (data.heldout_path, True)):
+        if source is not None and (looks_like_path(source) or os.path.exists(source)) and not _is_saved(source):
+            next(read_conversations(data, heldout=heldout))
+
+
 def looks_like_path(name: str) -> bool:
     """Whether a name can only mean a local file or folder, not a hub's `name` or `owner/name`.
 
@@ -75,16 +88,20 @@ def looks_like_path(name: str) -> bool:
 
 
 def _read_source(source: str, split: str, subset: str | None) -> Iterator[_Record]:
-    path = Path(source).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(source))
+    if os.path.isfile(path):  # which, unlike `Path.is_file`, takes a name that no file system can hold as one that is not there
         return _read_file(path)
-    if path.is_dir():
-        if any((path / name).is_file() for name in SAVED_BY_DATASETS):
+    if os.path.isdir(path):
+        if _is_saved(source):
             return _read_saved(path, split)
         return _read_folder(path)
     if looks_like_path(source):
         raise DataError(f"{source}: no such file or folder; expected SFT data in {', '.join(SUFFIXES)} or a folder of them")
     return _read_hub(source, split, subset)
+
+
+def _is_saved(source: str) -> bool:
+    return any(os.path.isfile(f"{os.path.expanduser(source)}/{name}") for name in SAVED_BY_DATASETS)
 
 
 def _read_folder(folder: Path) -> Iterator[_Record]:
@@ -161,16 +178,19 @@ def _read_parquet(path: Path) -> Iterator[_Record]:
                 for value in rows:
                     yield _Record(file=str(path), index=index, value=value)
                     index += 1
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {one_line(error)}") from error
+    except (pa.ArrowException, OSError, ValueError) as error:  # the last for names that are not UTF-8
+        raise DataError(f"{path}: cannot be read as Parquet: {one_line(error)}; write or copy the file again") from error
 
 
 def _rows_of_batch(batch: Any, path: Path, start: int) -> list[dict[str, Any]]:
+    place = f"{path}, rows {start} to {start + batch.num_rows - 1}"
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
         return rows
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, rows {start} to {start + batch.num_rows - 1}: a text is not valid UTF-8: {error}") from error
+        raise DataError(f"{place}: a text is not valid UTF-8: {error}; write it as UTF-8") from error
+    except (ValueError, OverflowError) as error:  # a column twice, a time that Python cannot hold
+        raise DataError(f"{place}: cannot be read as objects with named columns: {one_line(error)}") from error
 
 
 def _read_saved(folder: Path, split: str) -> Iterator[_Record]:
@@ -182,7 +202,7 @@ def _read_saved(folder: Path, split: str) -> Iterator[_Record]:
         raise DataError(f"{folder}: cannot be read as a folder saved by `datasets`: {one_line(error)}") from error
     if isinstance(saved, dict):
         if split not in saved:
-            raise DataError(f"{folder}: has no split {split!r}; expected one of {', '.join(map(str, saved))}")
+            raise DataError(f"{folder}: has no split {split!r}; expected one of {listed(saved)}")
         saved = saved[split]
     return _records_of(saved, str(folder))
 
@@ -201,4 +221,9 @@ def _read_hub(name: str, split: str, subset: str | None) -> Iterator[_Record]:
 
 
 def _records_of(rows: Iterable[Any], name: str) -> Iterator[_Record]:
-    return (_Record(file=name, index=index, value=value) for index, value in enumerate(rows))
+    index = -1
+    try:
+        for index, value in enumerate(rows):
+            yield _Record(file=name, index=index, value=value)
+    except Exception as error:  # a damaged Arrow file or a column that `datasets` cannot decode: each its own type
+        raise DataError(f"{name}, after row {index}: `datasets` cannot read on: {one_line(error)}") from error

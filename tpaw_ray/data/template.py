@@ -6,14 +6,16 @@ such tokens, the row is taken as it is: the tokenizer reads the special token, a
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpaw_ray.config import ModelConfig
-from tpaw_ray.data.rows import Conversation, one_line, shorten
+from tpaw_ray.data.rows import Conversation
 from tpaw_ray.data.sources import looks_like_path
 from tpaw_ray.errors import CheckpointError, ConfigError, DataError
+from tpaw_ray.wording import one_line, shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +39,7 @@ def load_tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    if looks_like_path(model.path) and not Path(model.path).expanduser().exists():
+    if looks_like_path(model.path) and not os.path.exists(os.path.expanduser(model.path)):
         raise CheckpointError(f"model.path: {model.path}: no such folder; expected a Hugging Face model directory")
     try:
         tokenizer = AutoTokenizer.from_pretrained(_local(model.path), trust_remote_code=model.trust_remote_code)
@@ -73,6 +75,14 @@ def end_tokens(tokenizer: "PreTrainedTokenizerBase", model_path: str) -> tuple[i
     return tuple(sorted(ends))
 
 
+def vocabulary_size(model_path: str) -> int | None:
+    """How many token ids the model knows by its `config.json`; None where that says nothing."""
+    config = _model_json(model_path, "config.json")
+    text = config.get("text_config")
+    found = text.get("vocab_size") if isinstance(text, dict) else config.get("vocab_size")
+    return found if type(found) is int else None
+
+
 def _chat_template(given: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     if given == "plain":
         # Base models that were trained with BOS expect it; whether a tokenizer adds one shows only by asking it.
@@ -81,8 +91,8 @@ def _chat_template(given: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     if "{{" in given or "{%" in given:
         return given
     try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return Path(os.path.expanduser(given)).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         expected = "expected `plain`, a Jinja template or a readable file that holds one"
         raise ConfigError(f"model.chat_template: found {shorten(given)}, {expected}: {one_line(error)}") from error
 
@@ -104,8 +114,8 @@ def _check_template(tokenizer: "PreTrainedTokenizerBase", model: ModelConfig) ->
 
 
 def _local(path: str) -> str:
-    local = Path(path).expanduser()
-    return str(local) if local.exists() else path
+    local = os.path.expanduser(path)
+    return local if os.path.exists(local) else path
 
 
 def _model_json(model_path: str, name: str) -> Mapping[str, Any]:
@@ -124,7 +134,7 @@ def _model_json(model_path: str, name: str) -> Mapping[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: found {shorten(content)}, expected a JSON object")
@@ -166,6 +176,8 @@ def render_all(
         target = whole[len(prompt) :] if whole_keeps_prompt else _tokenise(tokenizer, [response])[0]
         end = next((index for index, token in enumerate(target) if token in ends), None)
         target = [*target, tokenizer.eos_token_id] if end is None else target[: end + 1]
+        if not prompt:
+            raise DataError(f"{source}, row {conversation.row}: nothing of the prompt is left in the chat template's text")
         if len(target) < 2:
             raise DataError(
                 f"{source}, row {conversation.row}: nothing of the target response is left in the chat template's text"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from tpaw_ray.data.answers import final_answer
+from tpaw_ray.errors import ConfigError
 from tpaw_ray.schema import Answer, Generation, Prompt
 
 
@@ -26,7 +27,7 @@ def judge(
     texts = tokenizer.batch_decode([list(row.generated_tokens) for row in generations], skip_special_tokens=True)
     answers = []
     for row, text in zip(generations, texts, strict=True):
-        reference, found = references[row.prompt_id], final_answer(text, pattern)
+        reference, found = references[row.prompt_id], _answer(text, pattern)
         answers.append(
             Answer(
                 prompt_id=row.prompt_id,
@@ -38,6 +39,13 @@ def judge(
             )
         )
     return answers
+
+
+def _answer(text: str, pattern: str) -> str | None:
+    try:
+        return final_answer(text, pattern)
+    except ConfigError:  # the pattern did with the user's data; that a model wrote what it hangs on must not end the run
+        return None
 
 
 def verdict(answers: Sequence[Answer]) -> Verdict:

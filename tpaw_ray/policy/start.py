@@ -1,5 +1,6 @@
 """The user's SFT model as checkpoint 0 of a run."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from tpaw_ray.config import ModelConfig
 from tpaw_ray.errors import CheckpointError
+from tpaw_ray.policy.directory import check_directory
 from tpaw_ray.runs.store import RunStore
+from tpaw_ray.wording import one_line
 
 _NEEDED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 
@@ -16,12 +19,13 @@ def import_start(model: ModelConfig, store: RunStore, tokenizer: PreTrainedToken
     """Copy `model.path` into the run as checkpoint 0, with the tokenizer as it renders here, and commit it.
 
     Raises:
-        CheckpointError: when there is no such model, or it is not in safetensors.
+        CheckpointError: when there is no such model, or `check_directory` refuses it.
     """
     checkpoint = store.checkpoint(0)
     if store.is_committed(checkpoint):
         return
     source = locate(model.path)
+    check_directory(source, trust_remote_code=model.trust_remote_code)
     with store.making(checkpoint) as folder:
         for pattern in _NEEDED:
             for path in source.glob(pattern):
@@ -35,26 +39,21 @@ def locate(path: str) -> Path:
     """The local directory of a model; a hub name is fetched first.
 
     Raises:
-        CheckpointError: saying what is missing.
+        CheckpointError: when there is none.
     """
-    directory = Path(path).expanduser()
-    if not directory.is_dir():
-        directory = _fetch(path)
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(f"model.path: {directory} holds no config.json; expected a Hugging Face model directory")
-    if not any(directory.glob("*.safetensors")):
-        raise CheckpointError(f"model.path: {directory} holds no *.safetensors; convert the weights with save_pretrained(…)")
-    return directory
+    directory = os.path.expanduser(path)
+    return Path(directory) if os.path.isdir(directory) else _fetch(path)
 
 
 def _fetch(name: str) -> Path:
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
-        raise CheckpointError(f"model.path: no directory {name}")
+        raise CheckpointError(f"model.path: no directory {name}; expected a Hugging Face model directory or a hub name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(_NEEDED)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"model.path: no directory {name}, and no model of that name from the hub: {reason}") from error
+        raise CheckpointError(
+            f"model.path: no directory {name}, and no model of that name from the hub: {one_line(error)}"
+        ) from error

@@ -4,7 +4,6 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from pyarrow import fs
 
@@ -28,7 +27,7 @@ def open_address(root: str) -> tuple[str, str, fs.FileSystem]:
     """
     scheme, mark, path = root.partition("://")
     if not mark or scheme == "file":
-        return "", str(Path(path if mark else root).expanduser().resolve()), fs.LocalFileSystem()
+        return "", os.path.realpath(os.path.expanduser(path if mark else root)), fs.LocalFileSystem()
     if scheme not in ("s3", "gs"):
         raise RunError(f"run.root: found an address of {scheme!r}; expected a folder, s3://bucket/prefix or gs://bucket/prefix")
     bucket = path.split("/")[0]

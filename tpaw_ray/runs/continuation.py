@@ -1,12 +1,13 @@
 """Whether a config may go on with a run that another command started."""
 
+import os
 from typing import Any
-
-import yaml
 
 from tpaw_ray.config import Config, resolve_config
 from tpaw_ray.errors import RunError
+from tpaw_ray.plain_yaml import parse_plain_yaml
 from tpaw_ray.runs.store import RunStore
+from tpaw_ray.wording import one_line, shorten
 
 MAY_CHANGE = (
     "iterations",
@@ -30,13 +31,17 @@ def check_same_run(config: Config, store: RunStore) -> None:
         RunError: with the differing fields, or when the run's `config.yaml` is damaged.
     """
     path = store.path("config.yaml")
-    if not store.exists(path):
-        return
+    try:
+        if not store.exists(path):
+            return
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        raise RunError(f"run.root: {shorten(store.root)} cannot be used: {reason}") from error
     # Resolved anew, so that a field which a later version brought counts with its default.
     started = _flat(resolve_config(_content(store, path), source=path).model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
     differing = [
-        f"  {key}: started with {started.get(key)!r}, now {now.get(key)!r}"
+        f"  {key}: started with {shorten(started.get(key))}, now {shorten(now.get(key))}"
         for key in sorted(started.keys() | now.keys())
         if started.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
     ]
@@ -46,8 +51,8 @@ def check_same_run(config: Config, store: RunStore) -> None:
 
 def _content(store: RunStore, path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(store.read_bytes(path))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse_plain_yaml(store.read_bytes(path))
+    except ValueError as error:
         raise RunError(f"{path}: not valid YAML ({error}); the run is damaged there") from error
     if not isinstance(content, dict):
         raise RunError(f"{path}: expected the config that the run was started with; the run is damaged there")

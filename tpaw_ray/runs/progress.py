@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from tpaw_ray.wording import visible
+
 
 class RateColumn(ProgressColumn):
     """Items a second."""
@@ -23,7 +25,7 @@ class Reporter:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self._bars = Progress(
-            TextColumn("{task.description:<28}"),
+            TextColumn("{task.description:<28}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             RateColumn(),
@@ -42,12 +44,12 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        say(self.console, text)
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """A stage of `total` items; yields the function that advances its bar. Prints a line at the end."""
-        task = self._bars.add_task(name, total=total)
+        task = self._bars.add_task(visible(name), total=total)
         started, done = time.perf_counter(), 0
 
         def advance(count: int) -> None:
@@ -63,9 +65,14 @@ class Reporter:
         self.say(f"  {name:<28} {done:>7} in {seconds:6.1f} s ({done / max(seconds, 1e-9):.1f}/s)")
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        table = Table(title=title)
+        table = Table(title=Text(visible(title)))
         for column in columns:
-            table.add_column(column, justify="right")
+            table.add_column(Text(visible(column)), justify="right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(visible(cell)) for cell in row))
         self.console.print(table)
+
+
+def say(console: Console, text: str) -> None:
+    """A line as it stands: neither the terminal nor rich obeys what is in it."""
+    console.print(visible(text), markup=False, emoji=False, soft_wrap=True)
