@@ -53,7 +53,7 @@ def update(config: Config, store: RunStore, iteration: int, report: Callable[[St
     policy = PolicyEngine(config, checkpoint=store.checkpoint(iteration), iteration=iteration, num_steps=total)
     rows: list[StepMetrics] = []
     for epoch in range(learner.epochs):
-        order = epoch_steps([pair.prompt_id for pair in pairs], learner.global_batch, f"{config.run.seed}/{iteration}/{epoch}")
+        order = epoch_steps(lengths.prompts, learner.global_batch, f"{config.run.seed}/{iteration}/{epoch}")
         for step in order:
             started = time.perf_counter()
             shares = micro_batches(
