@@ -1,10 +1,10 @@
 """Memory as data grows: prompts, rollouts, pairs and what the learner reads of them, at two sizes, a process a stage.
 
-Real are the stages; `PacedOpponent` is a fake, as in `scaling.py`: it stands where an opponent's actor does and sleeps in place
-of generating. Scores are made up and written where scorers would write them; two older rounds are copies of the one generated. The
+The stages are real. `PacedOpponent` is a fake, as in `scaling.py`: it stands where an opponent's actor does and sleeps in place
+of generating. Scores are made up, and written where scorers would write them; older rounds are copies of the one generated. The
 ratio is the peak memory of all stages at the smaller size over that at the larger: 1 where memory is flat.
 
-Peaks are the high-water marks of resident memory: of the stage's own process, and of the largest process that Ray started for it.
+Peaks are high-water marks of resident memory: of the stage's own process, and of the largest process that Ray started for it.
 """
 
 import asyncio

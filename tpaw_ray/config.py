@@ -18,6 +18,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 PerIteration = Positive | Annotated[list[Positive], Field(min_length=1)]
@@ -213,6 +214,20 @@ class EvaluationConfig(Section):
     """Longest held-out answer in tokens; by default `sampling.max_new_tokens`."""
 
 
+class WarningsConfig(Section):
+    reward_fall: NonNegative | None = 3.0
+    """Warn when the target reward's mean over the last quarter of an update is negative and below that of the quarter before by
+    more than so many standard errors; null never warns, here and below."""
+    length_over_targets: AtLeastOne | None = 2.0
+    """Warn when an iteration's responses are on average longer than so many times the targets."""
+    length_growth: AtLeastOne | None = 1.5
+    """Warn when they are longer than so many times those of the iteration before."""
+    empty_share: Share | None = 0.05
+    """Warn when more than this share of them holds nothing but an end token."""
+    cut_off_share: Share | None = 0.5
+    """Warn when more than this share of them was cut off by its length."""
+
+
 class Config(Section):
     """Everything a run is made from."""
 
@@ -228,6 +243,7 @@ class Config(Section):
     scoring: ScoringConfig = ScoringConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    warnings: WarningsConfig = WarningsConfig()
 
     @property
     def window(self) -> int:

@@ -17,8 +17,9 @@ MAY_CHANGE = (
     "learner.cpus",
     "learner.threads",
     "learner.max_restarts",
+    "warnings",
 )
-"""What a continued run may be given anew: how far it goes and what it runs on."""
+"""What a continued run may be given anew: how far it goes, what it runs on, and when it warns."""
 
 
 def check_same_run(config: Config, store: RunStore) -> None:
