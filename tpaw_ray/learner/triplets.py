@@ -18,7 +18,7 @@ from torch import Tensor
 from tpaw_ray.learner.batches import TripletLengths, Unit
 from tpaw_ray.policy.batch import TokenBatch, token_batch
 from tpaw_ray.runs.store import RunStore
-from tpaw_ray.schema import Pair, arrow_schema, rows_of
+from tpaw_ray.schema import Pair, arrow_schema
 
 IntArray = npt.NDArray[np.int32]
 
@@ -72,8 +72,8 @@ class Pairs(Sequence[Pair]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         piece = int(np.searchsorted(self._starts, index, side="right")) - 1
-        rows = self._file.get_batch(piece).slice(index - int(self._starts[piece]), 1)
-        return rows_of(pa.Table.from_batches([rows]), Pair)[0]
+        (row,) = self._file.get_batch(piece).slice(index - int(self._starts[piece]), 1).to_pylist()
+        return Pair(**row)
 
     def pieces(self) -> Iterator[pa.RecordBatch]:
         """All rows in their order, a piece at a time."""
@@ -83,12 +83,11 @@ class Pairs(Sequence[Pair]):
 class Lengths(Sequence[TripletLengths]):
     """Lengths of all triplets as columns: 16 bytes a triplet, and the ids of the prompts."""
 
-    def __init__(self, prompt_ids: pa.ChunkedArray, columns: Sequence[IntArray]) -> None:
+    def __init__(self, prompt_ids: pa.DictionaryArray, columns: Sequence[IntArray]) -> None:
         """`columns` are what `TripletLengths` says besides the id, in its order."""
-        encoded = prompt_ids.combine_chunks().dictionary_encode()
-        self._prompt_ids = encoded.dictionary
+        self._prompt_ids = prompt_ids.dictionary
         self._columns = columns
-        self.prompts: IntArray = encoded.indices.to_numpy()
+        self.prompts: IntArray = prompt_ids.indices.to_numpy()
         """The prompt of each triplet, numbered as they first appear."""
 
     def __len__(self) -> int:
@@ -123,9 +122,10 @@ def lengths_of(pairs: Pairs) -> Lengths:
         here = slice(done, done := done + len(piece))
         for row, name in enumerate(("prompt_tokens", "target_tokens", "generated_tokens")):
             lengths[row, here] = pc.list_value_length(piece[name]).to_numpy()
-        ids.append(piece["prompt_id"])
+        ids.append(piece["prompt_id"].dictionary_encode())  # a copy: the column itself would hold all of its piece
     lengths[1:] += lengths[0]
-    return Lengths(pa.chunked_array(ids, pa.string()), list(lengths))
+    encoded = pa.chunked_array(ids, pa.dictionary(pa.int32(), pa.string())).unify_dictionaries().combine_chunks()
+    return Lengths(encoded, list(lengths))
 
 
 def triplet_batch(pairs: Sequence[Pair], units: Sequence[Unit], *, share_prompts: bool = False) -> TripletBatch:
