@@ -249,6 +249,20 @@ class EvaluationConfig(Section):
     """Longest held-out answer in tokens; by default `sampling.max_new_tokens`."""
 
 
+class WarningsConfig(Section):
+    reward_fall: NonNegative | None = 3.0
+    """Warn when the target reward's mean over the last quarter of an update is negative and below that of the quarter before by
+    more than so many standard errors; null never warns, here and below."""
+    length_over_targets: AtLeastOne | None = 2.0
+    """Warn when an iteration's responses are on average longer than so many times the targets."""
+    length_growth: AtLeastOne | None = 1.5
+    """Warn when they are longer than so many times those of the iteration before."""
+    empty_share: Fraction | None = 0.05
+    """Warn when more than this share of them holds nothing but an end token."""
+    cut_off_share: Fraction | None = 0.5
+    """Warn when more than this share of them was cut off by its length."""
+
+
 class Config(Section):
     """Everything a run is made from."""
 
@@ -264,6 +278,7 @@ class Config(Section):
     scoring: ScoringConfig = ScoringConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    warnings: WarningsConfig = WarningsConfig()
 
     @property
     def window(self) -> int:

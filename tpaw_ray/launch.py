@@ -87,9 +87,12 @@ def is_finished(config: Config, store: RunStore) -> bool:
 
 
 def show(config: Config, store: RunStore, reporter: Reporter) -> None:
-    """The table of all checkpoints."""
-    rows = [cells_of(row) for row in Summary(config, store).rows()]
-    reporter.table(config.run.name, list(COLUMNS), rows)
+    """The table of all checkpoints, and under it the warnings of their iterations."""
+    rows = Summary(config, store).rows()
+    reporter.table(config.run.name, list(COLUMNS), [cells_of(row) for row in rows])
+    for row in rows:
+        for warning in row.warnings:
+            reporter.say(f"warning: iteration {row.checkpoint - 1}: {warning}")
 
 
 def connect(*, verbose: bool = False) -> None:

@@ -22,6 +22,7 @@ from tpaw_ray.opponents.rollouts import Questions, generate
 from tpaw_ray.opponents.roster import Roster
 from tpaw_ray.plan import shards_asked
 from tpaw_ray.policy.start import import_start
+from tpaw_ray.runs.health import count_said
 from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
@@ -136,8 +137,16 @@ class SelfPlay:
             )
         seconds = time.perf_counter() - started
         tokens = sum(self.store.num_tokens(path, "prompt_tokens") for path in self.store.files(self.store.prompts("train")))
-        tokens += sum(self.store.num_tokens(path, "generated_tokens") for path in self.store.files(output))
-        self.store.commit(output, sequences=total, tokens=tokens, seconds=seconds)
+        said = count_said(self.store.read_table(path, ["generated_tokens", "finish_reason"]) for path in self.store.files(output))
+        self.store.commit(
+            output,
+            sequences=total,
+            tokens=tokens + said.tokens,
+            seconds=seconds,
+            generated=said.tokens,
+            empty=said.empty,
+            cut_off=said.cut_off,
+        )
 
     def score(self, iteration: int) -> None:
         """Every player scores the targets and the rollouts it has not scored in an earlier iteration, as they come."""
@@ -180,6 +189,8 @@ class SelfPlay:
             self.learn(iteration)
         self.metrics.settle(iteration)
         self.store.remove(self.store.steps(iteration))
+        for warning in self.summary.warnings(iteration):
+            self.reporter.say(f"warning: iteration {iteration}: {warning}")
 
     def evaluate(self, checkpoint: int) -> None:
         """The checkpoint's opponent answers held-out prompts greedily, while a scorer scores their targets."""

@@ -213,6 +213,7 @@ def test_summary_has_a_row_a_checkpoint_with_counts_worked_by_hand(store):
             "target_logp",
             "target_reward",
             "margin",
+            "warnings",
             "seconds",
             "sequences",
             "tokens",

@@ -1,6 +1,7 @@
 """Every triplet once, in steps and micro-batches that do not depend on how many workers share them."""
 
 import itertools
+import random
 from collections import Counter
 
 import pytest
@@ -10,14 +11,15 @@ from hypothesis import strategies as st
 
 from tests.tiny import write_tiny_model
 from tpaw_ray.config import resolve_config
+from tpaw_ray.errors import RunError
 from tpaw_ray.learner.batches import TripletLengths, Unit, epoch_steps, lengths_in, micro_batches, num_steps, unit_of
-from tpaw_ray.learner.triplets import lengths_of, read_pairs, triplet_batch
+from tpaw_ray.learner.triplets import Pairs, lengths_of, read_pairs, triplet_batch
 from tpaw_ray.learner.worker import batch_loss, threads_of
 from tpaw_ray.policy.batch import cost
 from tpaw_ray.policy.logprobs import Policy
 from tpaw_ray.policy.model import load_model
 from tpaw_ray.runs.store import RunStore
-from tpaw_ray.schema import Pair
+from tpaw_ray.schema import Pair, Score, table_of
 
 PROMPT_IDS = st.lists(st.sampled_from("abcdefghijkl"), max_size=40)
 GLOBAL_BATCH = st.integers(1, 12)
@@ -55,6 +57,22 @@ def units_of(shares):
 def test_an_epoch_holds_every_triplet_exactly_once(prompt_ids, global_batch, seed):
     steps = epoch_steps(prompt_ids, global_batch, seed)
     assert sorted(index for step in steps for index in step) == list(range(len(prompt_ids)))
+
+
+@given(PROMPT_IDS, GLOBAL_BATCH)
+def test_the_order_is_that_of_a_shuffled_list_of_groups(prompt_ids, global_batch):
+    groups = {}
+    for index, prompt_id in enumerate(prompt_ids):
+        groups.setdefault(prompt_id, []).append(index)
+    shuffled = list(groups.values())
+    random.Random("s").shuffle(shuffled)
+    assert [index for step in epoch_steps(prompt_ids, global_batch, "s") for index in step] == list(itertools.chain(*shuffled))
+
+
+def test_prompts_may_be_named_by_text_or_numbered():
+    lengths = lengths_of(on_disk(PAIRS))
+    assert lengths.prompts.tolist() == [0, 1, 0, 0, 1]
+    assert epoch_steps(lengths.prompts, 2, "s") == epoch_steps([pair.prompt_id for pair in PAIRS], 2, "s")
 
 
 @given(PROMPT_IDS, GLOBAL_BATCH)
@@ -231,8 +249,12 @@ PAIRS = [
 ]
 
 
+def on_disk(pairs):
+    return Pairs([table_of(pairs, Pair)])
+
+
 def unit(*indices):
-    return unit_of(lengths_of(PAIRS), indices)
+    return unit_of(lengths_of(on_disk(PAIRS)), indices)
 
 
 GROUPED = [unit(1, 4), unit(0, 2, 3)]
@@ -285,7 +307,7 @@ def test_a_shared_prompt_stands_once():
 
 
 def test_lengths_count_the_prompt():
-    found = [(row.prompt_id, row.prompt_length, row.target_length, row.generated_length) for row in lengths_of(PAIRS)]
+    found = [(row.prompt_id, row.prompt_length, row.target_length, row.generated_length) for row in lengths_of(on_disk(PAIRS))]
     assert found == [("a", 2, 5, 6), ("b", 4, 6, 6), ("a", 2, 5, 4), ("a", 2, 5, 5), ("b", 4, 6, 9)]
 
 
@@ -293,7 +315,33 @@ def test_pairs_are_read_in_the_order_of_their_files(tmp_path):
     store = RunStore.open(str(tmp_path), "demo")
     store.write_rows(store.shard(store.pairs(2), 1), PAIRS[3:], Pair)
     store.write_rows(store.shard(store.pairs(2), 0), PAIRS[:3], Pair)
-    assert read_pairs(store, 2) == PAIRS
+    assert list(read_pairs(store, 2)) == PAIRS
+
+
+def test_a_triplet_is_found_by_its_index_whatever_the_sizes_of_files():
+    many = [pair_of(f"p{number // 3}", [4] * (1 + number % 5), [20, 5], [number, 5], number) for number in range(3 * Pairs.PIECE)]
+    cuts = [0, 1, Pairs.PIECE + 4, Pairs.PIECE + 4, len(many)]  # one file is empty
+    pairs = Pairs(table_of(many[begin:end], Pair) for begin, end in itertools.pairwise(cuts))
+    assert len(pairs) == len(many)
+    assert all(pairs[index] == many[index] for index in (*reversed(range(len(many))), 5, 60))
+    for outside in (-1, len(many)):
+        with pytest.raises(IndexError):
+            pairs[outside]
+
+
+def test_triplets_leave_no_file_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    pairs = on_disk(PAIRS)
+    assert list(tmp_path.iterdir()) == []
+    assert pairs[4] == PAIRS[4]
+
+
+def test_a_file_of_pairs_without_a_column_is_named(tmp_path):
+    store = RunStore.open(str(tmp_path), "demo")
+    path = store.shard(store.pairs(2), 0)
+    store.write_rows(path, [Score(player=0, response_id="0", logp=0.0)], Score)
+    with pytest.raises(RunError, match=rf"{path}: .*prompt_id.*found columns player, response_id, logp"):
+        read_pairs(store, 2)
 
 
 @pytest.fixture(scope="module", params=["varlen", "sdpa"])
@@ -328,7 +376,7 @@ def test_every_layout_of_a_step_gives_the_loss_and_gradient_of_its_triplets_one_
     model.zero_grad()
     policy, losses = Policy(model), []
     for pair in PAIRS:
-        alone = triplet_batch([pair], [unit_of(lengths_of([pair]), [0])])
+        alone = triplet_batch([pair], [unit_of(lengths_of(on_disk([pair])), [0])])
         losses.append(batch_loss(config, alone, policy(alone.tokens), iteration=2).loss)
     torch.stack(losses).mean().backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}

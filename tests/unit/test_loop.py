@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.test_schema_and_store import STEP
+from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.config import resolve_config
 from tpaw_ray.loop import SelfPlay
 from tpaw_ray.runs.metrics import MetricsLog
@@ -25,7 +26,15 @@ def play(tmp_path):
     return SelfPlay(config, store, None, None, None, None, Reporter())
 
 
-def test_an_update_that_was_finished_by_a_killed_driver_still_gets_its_metrics(play):
+def commit_rollouts(store, *empty):
+    """Rollouts of so many empty responses of 100."""
+    for iteration, count in enumerate(empty):
+        said = {"sequences": 100, "generated": 300, "empty": count, "cut_off": 0}
+        store.commit(store.rollout(Rollout(iteration, iteration)), **said)
+
+
+def test_an_update_that_was_finished_by_a_killed_driver_still_gets_its_metrics_and_warnings(play, capsys):
+    commit_rollouts(play.store, 0, 12)
     rows = [replace(STEP, iteration=1, step=step) for step in range(3)]
     MetricsLog(play.store).write_update(1, rows)
     play.store.commit(play.store.checkpoint(2))
@@ -33,6 +42,7 @@ def test_an_update_that_was_finished_by_a_killed_driver_still_gets_its_metrics(p
     play.update(1)
     found = [json.loads(line) for line in play.store.read_bytes(play.store.path("metrics.jsonl")).decode().splitlines()]
     assert [(row["iteration"], row["step"]) for row in found] == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert capsys.readouterr().out.startswith("warning: iteration 1: 12.0% of the responses are empty (limit 5.0%)")
 
 
 def test_the_first_open_iteration_is_the_first_without_a_marker(play):

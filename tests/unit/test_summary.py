@@ -55,6 +55,7 @@ def test_the_start_has_no_update_and_so_no_rewards(store):
         target_logp=-30.5,
         target_reward=None,
         margin=None,
+        warnings=[],
         seconds={**NONE, "evaluate": 1.0},
         sequences={**NONE, "evaluate": 8},
         tokens={**NONE, "evaluate": 80},
@@ -69,10 +70,25 @@ def test_rewards_are_means_over_the_last_epochs_triplets(store):
         target_logp=-28.0,
         target_reward=0.25,
         margin=1.5,
+        warnings=[],
         seconds={"generate": 10.0, "score": 20.0, "update": 30.123, "evaluate": 2.0},
         sequences={"generate": 100, "score": 200, "update": 400, "evaluate": 8},
         tokens={"generate": 1000, "score": 2000, "update": 4000, "evaluate": 80},
     )
+
+
+def test_a_row_warns_of_what_was_said_in_its_iteration_and_in_the_one_before(store):
+    for iteration, generated in enumerate((300, 420)):  # of targets of 3 tokens; both are within the limit of 1.5 and 2
+        counts = {"generated": generated, "empty": 5 + iteration, "cut_off": 0}
+        store.commit(store.rollout(Rollout(iteration, iteration)), sequences=100, tokens=1000, seconds=1.0, **counts)
+    summary = summary_of(store)
+    assert summary.warnings(0) == []
+    (empty,) = summary.warnings(1)
+    assert empty.startswith("6.0% of the responses are empty")
+    growth = summary_of(store, warnings={"empty_share": None, "length_growth": 1.3}).warnings(1)
+    assert [warning.split(";")[0] for warning in growth] == [
+        "responses are 4.2 tokens long on average, 1.4 times the last iteration's 3.0 (limit 1.3)"
+    ]
 
 
 def test_a_replayed_rollout_counts_in_the_iteration_that_made_it(store):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from tpaw_ray.config import Config
 from tpaw_ray.data.answers import final_answer
+from tpaw_ray.data.digests import DigestSet
 from tpaw_ray.data.rows import Conversation
 from tpaw_ray.data.sources import read_conversations
 from tpaw_ray.data.template import end_tokens, render_all, vocabulary_size
@@ -80,7 +81,7 @@ def split_of(prompt: str, validation_fraction: float, test_fraction: float) -> S
     >>> split_of("1+1?", 0.0, 0.0), split_of("1+1?", 0.0, 0.999999)
     ('train', 'test')
     """
-    position = int.from_bytes(_digest(prompt)[:8], "big") / 2**64
+    position = _number(prompt) / 2**64
     if position < test_fraction:
         return "test"
     return "validation" if position < test_fraction + validation_fraction else "train"
@@ -94,23 +95,18 @@ def iter_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Iterat
         CheckpointError: at the first row in which the tokenizer finds a token that the model does not have.
     """
     data = config.data
-    heldout: set[bytes] = set()
-    seen: set[str] = set()
+    heldout, seen = DigestSet(), DigestSet()  # all that grows with the data
 
     def unless_seen(conversation: Conversation, split: Split) -> Fate:
-        identity = prompt_id(conversation)
-        if identity in seen:
-            return "duplicates"
-        seen.add(identity)
-        return split
+        return split if seen.add(int(prompt_id(conversation), 16)) else "duplicates"
 
     def fate_of_heldout(conversation: Conversation) -> Fate:
-        heldout.add(_digest(prompt_text(conversation)))
+        heldout.add(_number(prompt_text(conversation)))
         return unless_seen(conversation, "test")
 
     def fate_of(conversation: Conversation) -> Fate:
         text = prompt_text(conversation)
-        if heldout and _digest(text) in heldout:
+        if heldout and _number(text) in heldout:
             return "leaked"
         test_fraction = data.test_fraction if data.heldout_path is None else 0.0
         return unless_seen(conversation, split_of(text, data.validation_fraction, test_fraction))
@@ -164,6 +160,10 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
+def _number(text: str) -> int:
+    return int.from_bytes(_digest(text)[:8], "big")
+
+
 # The stage.
 
 
@@ -205,21 +205,22 @@ def prepare_prompts(config: Config, store: RunStore, tokenizer: "PreTrainedToken
 def survey_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> PromptSurvey:
     """What `prepare_prompts` would write, without writing. Raises what it raises."""
     fates: Counter[Fate] = Counter()
-    judged = 0
-    prompt_lengths, target_lengths = [], []
+    judged = prompt_tokens = target_tokens = longest_prompt = longest_target = 0
     for fate, prompt in iter_prompts(config, tokenizer):
         fates[fate] += 1
         judged += fate == config.evaluation.split and prompt is not None and prompt.reference_answer is not None
         if prompt is not None and fate == "train":
-            prompt_lengths.append(len(prompt.prompt_tokens))
-            target_lengths.append(len(prompt.target_tokens))
+            prompt_tokens += len(prompt.prompt_tokens)
+            target_tokens += len(prompt.target_tokens)
+            longest_prompt = max(longest_prompt, len(prompt.prompt_tokens))
+            longest_target = max(longest_target, len(prompt.target_tokens))
     counts = _counted(fates, config)
     return PromptSurvey(
         counts=counts,
-        mean_prompt_tokens=sum(prompt_lengths) / counts.train,
-        max_prompt_tokens=max(prompt_lengths),
-        mean_target_tokens=sum(target_lengths) / counts.train,
-        max_target_tokens=max(target_lengths),
+        mean_prompt_tokens=prompt_tokens / counts.train,
+        max_prompt_tokens=longest_prompt,
+        mean_target_tokens=target_tokens / counts.train,
+        max_target_tokens=longest_target,
         judged=judged,
     )
 

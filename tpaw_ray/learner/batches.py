@@ -4,8 +4,12 @@ Triplets of one prompt stay together, so that their common target runs once. The
 """
 
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from tpaw_ray.policy.batch import cost, gather_by_tokens
 
@@ -29,22 +33,23 @@ class Unit:
     """Tokens of its sequences, the target's first; where they share their prompt, of the prompt and then of each response."""
 
 
-def epoch_steps(prompt_ids: Sequence[str], global_batch: int, seed: str) -> list[list[int]]:
+def epoch_steps(prompts: Sequence[str] | npt.NDArray[np.int32], global_batch: int, seed: str) -> list[list[int]]:
     """Triplet indices of every step of an epoch: prompts shuffled, their triplets adjacent, cut every `global_batch`.
 
-    The last step may be smaller. The same seed gives the same order whatever the number of workers.
+    `prompts` names the prompt of each triplet. The last step may be smaller. The same seed gives the same order whatever the
+    number of workers. A triplet takes 40 bytes in the result, and as much again while it is made.
 
     >>> steps = epoch_steps(["a", "b", "a", "b"], 2, seed="42")
     >>> sorted(sorted(step) for step in steps)
     [[0, 2], [1, 3]]
     """
-    groups: dict[str, list[int]] = {}
-    for index, prompt_id in enumerate(prompt_ids):
-        groups.setdefault(prompt_id, []).append(index)
-    order = list(groups.values())
+    _, firsts, prompt_of = np.unique(np.asarray(prompts), return_index=True, return_inverse=True)
+    order = array("q", np.argsort(firsts).tobytes())  # prompts as they first appear
     random.Random(seed).shuffle(order)
-    flat = [index for group in order for index in group]
-    return [flat[start : start + global_batch] for start in range(0, len(flat), global_batch)]
+    places = np.empty(len(order), np.int32)
+    places[np.asarray(order)] = np.arange(len(order))
+    flat = np.argsort(places[prompt_of], kind="stable")
+    return [flat[start : start + global_batch].tolist() for start in range(0, len(flat), global_batch)]
 
 
 def num_steps(num_triplets: int, global_batch: int, epochs: int) -> int:

@@ -3,16 +3,24 @@
 Axes: `S` sequence, `B` triplet, `K` player.
 """
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from tpaw_ray.learner.batches import TripletLengths, Unit
 from tpaw_ray.policy.batch import TokenBatch, token_batch
 from tpaw_ray.runs.store import RunStore
-from tpaw_ray.schema import Pair
+from tpaw_ray.schema import Pair, arrow_schema
+
+IntArray = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,22 +40,92 @@ class TripletBatch:
         return TripletBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
-def read_pairs(store: RunStore, iteration: int) -> list[Pair]:
-    """All triplets of an iteration, in the order of their files."""
-    return [pair for path in store.files(store.pairs(iteration)) for pair in store.read_rows(path, Pair)]
+class Pairs(Sequence[Pair]):
+    """An iteration's triplets, on this node's disk until one is asked for.
+
+    They are copied once into a file of the system's temporary folder (`TMPDIR`), without compression, in pieces of a few rows of
+    which one is read at a time. Where that folder is memory itself, they take 4 bytes a token there.
+
+    Example: `Pairs([table_of([pair], Pair)])[0] == pair`.
+    """
+
+    PIECE = 32
+    """Rows read for one: some 80 KB of real data, and few enough pieces that their directory is small."""
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        starts = [0]
+        with tempfile.NamedTemporaryFile(prefix="tpaw-pairs-") as file:
+            with pa.ipc.new_file(file.name, arrow_schema(Pair)) as writer:
+                for table in tables:
+                    for piece in table.to_batches(self.PIECE):
+                        writer.write_batch(piece)
+                        starts.append(starts[-1] + len(piece))
+            # Open, it outlives its name: it is gone with this process, however that ends.
+            self._file = pa.ipc.open_file(pa.OSFile(file.name))
+        self._starts = np.array(starts)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        """The triplet at an index from 0 on; no slices."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        piece = int(np.searchsorted(self._starts, index, side="right")) - 1
+        (row,) = self._file.get_batch(piece).slice(index - int(self._starts[piece]), 1).to_pylist()
+        return Pair(**row)
+
+    def pieces(self) -> Iterator[pa.RecordBatch]:
+        """All rows in their order, a piece at a time."""
+        return map(self._file.get_batch, range(self._file.num_record_batches))
 
 
-def lengths_of(pairs: Sequence[Pair]) -> list[TripletLengths]:
-    """Lengths in tokens, prompt included."""
-    return [
-        TripletLengths(
-            prompt_id=pair.prompt_id,
-            prompt_length=len(pair.prompt_tokens),
-            target_length=len(pair.prompt_tokens) + len(pair.target_tokens),
-            generated_length=len(pair.prompt_tokens) + len(pair.generated_tokens),
+class Lengths(Sequence[TripletLengths]):
+    """Lengths of all triplets as columns: 16 bytes a triplet, and the ids of the prompts."""
+
+    def __init__(self, prompt_ids: pa.DictionaryArray, columns: Sequence[IntArray]) -> None:
+        """`columns` are what `TripletLengths` says besides the id, in its order."""
+        self._prompt_ids = prompt_ids.dictionary
+        self._columns = columns
+        self.prompts: IntArray = prompt_ids.indices.to_numpy()
+        """The prompt of each triplet, numbered as they first appear."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The lengths of the triplet at an index from 0 on; no slices."""
+        prompt, target, generated = (int(column[index]) for column in self._columns)
+        return TripletLengths(
+            prompt_id=self._prompt_ids[int(self.prompts[index])].as_py(),
+            prompt_length=prompt,
+            target_length=target,
+            generated_length=generated,
         )
-        for pair in pairs
-    ]
+
+
+def read_pairs(store: RunStore, iteration: int) -> Pairs:
+    """All triplets of an iteration, in the order of their files.
+
+    Raises:
+        RunError: when a file cannot be read or lacks a column.
+    """
+    return Pairs(store.read_columns(path, Pair) for path in store.files(store.pairs(iteration)))
+
+
+def lengths_of(pairs: Pairs) -> Lengths:
+    """Lengths in tokens, prompt included."""
+    ids: list[pa.Array] = []
+    lengths = np.empty((3, len(pairs)), np.int32)
+    done = 0
+    for piece in pairs.pieces():
+        here = slice(done, done := done + len(piece))
+        for row, name in enumerate(("prompt_tokens", "target_tokens", "generated_tokens")):
+            lengths[row, here] = pc.list_value_length(piece[name]).to_numpy()
+        ids.append(piece["prompt_id"].dictionary_encode())  # a copy: the column itself would hold all of its piece
+    lengths[1:] += lengths[0]
+    encoded = pa.chunked_array(ids, pa.dictionary(pa.int32(), pa.string())).unify_dictionaries().combine_chunks()
+    return Lengths(encoded, list(lengths))
 
 
 def triplet_batch(pairs: Sequence[Pair], units: Sequence[Unit], *, share_prompts: bool = False) -> TripletBatch:

@@ -23,7 +23,7 @@ from tpaw_ray.learner.batches import TripletLengths, Unit, epoch_steps, micro_ba
 from tpaw_ray.learner.engine import PolicyEngine
 from tpaw_ray.learner.export import export_checkpoint
 from tpaw_ray.learner.saves import StepCheckpoints
-from tpaw_ray.learner.triplets import TripletBatch, lengths_of, read_pairs, triplet_batch
+from tpaw_ray.learner.triplets import Lengths, TripletBatch, lengths_of, read_pairs, triplet_batch
 from tpaw_ray.runs.metrics import MetricsLog, StepMetrics
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Pair
@@ -75,7 +75,7 @@ def update(config: Config, store: RunStore, iteration: int, report: Reports) -> 
     began -= progress.seconds
     for row in progress.rows:
         report.row(row)
-    for epoch, step in steps_of(config, pairs, iteration)[len(progress.rows) :]:
+    for epoch, step in steps_of(config, lengths, iteration)[len(progress.rows) :]:
         number = len(progress.rows)
         reached(Place.STEP, f"{store.inside(store.steps(iteration))}/{number:06d}/rank-{rank}")
         row = take_step(config, policy, pairs, lengths, step, iteration=iteration, epoch=epoch, step=number, steps=total)
@@ -103,13 +103,12 @@ def update(config: Config, store: RunStore, iteration: int, report: Reports) -> 
     distributed.barrier()
 
 
-def steps_of(config: Config, pairs: Sequence[Pair], iteration: int) -> list[tuple[int, list[int]]]:
+def steps_of(config: Config, lengths: Lengths, iteration: int) -> list[tuple[int, list[int]]]:
     """Every optimizer step of an update in order: its epoch, and the indices of its triplets."""
-    prompt_ids = [pair.prompt_id for pair in pairs]
     return [
         (epoch, step)
         for epoch in range(config.learner.epochs)
-        for step in epoch_steps(prompt_ids, config.learner.global_batch, f"{config.run.seed}/{iteration}/{epoch}")
+        for step in epoch_steps(lengths.prompts, config.learner.global_batch, f"{config.run.seed}/{iteration}/{epoch}")
     ]
 
 

@@ -20,8 +20,9 @@ MAY_CHANGE = (
     "learner.save_steps",
     "learner.save_minutes",
     "learner.max_restarts",
+    "warnings",
 )
-"""What a continued run may be given anew: how far it goes and what it runs on."""
+"""What a continued run may be given anew: how far it goes, what it runs on, and when it warns."""
 
 
 def check_same_run(config: Config, store: RunStore) -> None:

@@ -37,7 +37,7 @@ from tpaw_ray.errors import RunError
 from tpaw_ray.faults import Place, reached
 from tpaw_ray.runs.address import open_address, told
 from tpaw_ray.runs.copies import BLOCK, cache_folder, copy_all, copy_of
-from tpaw_ray.schema import rows_of, table_of
+from tpaw_ray.schema import arrow_schema, rows_of, table_of
 
 MARKER = "committed.json"
 Row = TypeVar("Row")
@@ -227,16 +227,20 @@ class RunStore:
 
     def read_rows(self, path: str, row_type: type[Row]) -> list[Row]:
         """The rows of a Parquet file. Raises `RunError` naming the file when it cannot be read or lacks a column."""
-        table = self.read_table(path)
+        return rows_of(self.read_columns(path, row_type), row_type)
+
+    def read_columns(self, path: str, row_type: type) -> pa.Table:
+        """The columns of a row type from a Parquet file, as its schema has them. Raises `RunError` as `read_rows` does."""
+        table, schema = self.read_table(path), arrow_schema(row_type)
         try:
-            return rows_of(table, row_type)
+            return table.select(schema.names).cast(schema)
         except KeyError as error:
             found = ", ".join(table.column_names)
             raise RunError(f"{path}: {error.args[0]}; found columns {found}, expected those of {row_type.__name__}") from error
 
-    def read_table(self, path: str) -> pa.Table:
-        """A Parquet file as a table. Raises `RunError` naming the file when it cannot be read."""
-        return self._parquet(path, pq.read_table)
+    def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        """A Parquet file as a table, or some columns of it. Raises `RunError` naming the file when it cannot be read."""
+        return self._parquet(path, lambda source: pq.read_table(source, columns=columns))
 
     def num_rows(self, path: str) -> int:
         """Rows of a Parquet file, from its footer. Raises `RunError` naming the file when it cannot be read."""
@@ -253,7 +257,7 @@ class RunStore:
 
     def num_tokens(self, path: str, column: str, take: int | None = None) -> int:
         """Tokens in a column of token ids, in the first `take` rows. Raises `RunError` as `read_table` does."""
-        lengths = pc.list_value_length(self.read_table(path)[column].slice(0, take))
+        lengths = pc.list_value_length(self.read_table(path, [column])[column].slice(0, take))
         return int(pc.sum(lengths).as_py() or 0)
 
     def files(self, directory: str) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from tpaw_ray.algorithm.team import fresh_rollouts, replayed_rollouts
 from tpaw_ray.config import Config
+from tpaw_ray.runs.health import NOTHING, Said, warnings_of
 from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.store import RunStore
 
@@ -23,6 +24,8 @@ class Row:
     target_reward: float | None
     """Mean over players and over the last epoch's triplets of the update."""
     margin: float | None
+    warnings: list[str]
+    """What looks wrong in the iteration (`health.py`); empty when all is well."""
     seconds: dict[str, float]
     sequences: dict[str, int]
     tokens: dict[str, int]
@@ -41,9 +44,7 @@ class Summary:
         stages = {"evaluate": [self.store.evaluation(checkpoint)]}
         if checkpoint:
             made = checkpoint - 1
-            chosen = replayed_rollouts if self.config.team.data == "replay" else fresh_rollouts
-            now = [rollout for rollout in chosen(made, self.config.window) if rollout.iteration == made]
-            stages["generate"] = [self.store.rollout(rollout) for rollout in now]
+            stages["generate"] = self._new_rollouts(made)
             stages["score"] = [f"{self.store.iteration(made)}/scores"]
             stages["update"] = [self.store.learner(made)]
         counts = {stage: [self.store.counts(path) for path in stages.get(stage, [])] for stage in STAGES}
@@ -52,11 +53,17 @@ class Summary:
             checkpoint=checkpoint,
             accuracy=counts["evaluate"][0]["accuracy"],
             target_logp=counts["evaluate"][0]["target_logp"],
+            warnings=self.warnings(checkpoint - 1) if checkpoint else [],
             seconds={stage: round(sum(count["seconds"] for count in counts[stage]), 3) for stage in STAGES},
             sequences={stage: sum(count["sequences"] for count in counts[stage]) for stage in STAGES},
             tokens={stage: sum(count["tokens"] for count in counts[stage]) for stage in STAGES},
             **rewards,
         )
+
+    def warnings(self, iteration: int) -> list[str]:
+        """What looks wrong in an iteration whose update is done."""
+        steps = MetricsLog(self.store).of_update(iteration)
+        return warnings_of(steps, self._said(iteration), self._said(iteration - 1), self.config.warnings)
 
     def rows(self) -> list[Row]:
         """The rows of all evaluated checkpoints of the configured iterations."""
@@ -73,6 +80,19 @@ class Summary:
 
     def _evaluated(self, checkpoint: int) -> bool:
         return self.store.is_committed(self.store.evaluation(checkpoint))
+
+    def _new_rollouts(self, iteration: int) -> list[str]:
+        chosen = replayed_rollouts if self.config.team.data == "replay" else fresh_rollouts
+        rollouts = chosen(iteration, self.config.window)
+        return [self.store.rollout(rollout) for rollout in rollouts if rollout.iteration == iteration]
+
+    def _said(self, iteration: int) -> Said:
+        said = NOTHING
+        for counts in map(self.store.counts, self._new_rollouts(iteration) if iteration >= 0 else []):
+            if "empty" in counts:  # a run that an earlier version began did not count them
+                names = ("sequences", "empty", "cut_off")
+                said += Said(tokens=counts["generated"], **{name: counts[name] for name in names})
+        return said
 
     def _rewards(self, iteration: int) -> dict[str, Any]:
         rows = MetricsLog(self.store).of_update(iteration)
