@@ -9,20 +9,20 @@ from functools import partial
 import ray
 
 from tpaw_ray.config import Config, dump_config
-from tpaw_ray.errors import ResourceError, RunError
+from tpaw_ray.errors import ResourceError
 from tpaw_ray.forecast import Start, check_folders, check_start
 from tpaw_ray.learner.group import Learner
 from tpaw_ray.loop import SelfPlay
 from tpaw_ray.opponents.messages import EngineSettings
 from tpaw_ray.opponents.roster import Roster
 from tpaw_ray.plan import demand, unmet
+from tpaw_ray.runs.claim import Claim
 from tpaw_ray.runs.continuation import check_same_run
 from tpaw_ray.runs.environment import environment
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import COLUMNS, Summary, cells_of
 from tpaw_ray.scoring.pool import ScorerPool
-from tpaw_ray.wording import one_line
 
 
 def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None:
@@ -37,6 +37,8 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
         show(config, store, reporter)
         reporter.say(f"{store.root}: all {config.iterations} iterations are done; nothing to do")
         return
+    claim = Claim(store)
+    claim.wait_until_free()
     model = check_folders(config, store)
     if config.model.trust_remote_code:
         reporter.say(f"model.trust_remote_code is true: the Python code in {model} runs wherever the model is loaded")
@@ -51,8 +53,9 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
             start = checked.result()
         if missing := unmet(demand(config), ray.cluster_resources()):
             raise ResourceError(missing)
-        write_down(config, store)
-        play(config, store, start, reporter)
+        with claim:
+            write_down(config, store)
+            play(config, store, start, reporter)
     finally:
         ray.shutdown()
     show(config, store, reporter)
@@ -61,11 +64,8 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
 
 def write_down(config: Config, store: RunStore) -> None:
     """What the run is made from and on; the first that is written to its folder."""
-    try:
-        store.write_bytes(store.path("config.yaml"), dump_config(config).encode())
-        store.write_json(store.path("environment.json"), environment(config, ray.cluster_resources()))
-    except OSError as error:
-        raise RunError(f"run.root: {store.root} cannot be written to: {one_line(error)}") from error
+    store.write_bytes(store.path("config.yaml"), dump_config(config).encode())
+    store.write_json(store.path("environment.json"), environment(config, ray.cluster_resources()))
 
 
 def play(config: Config, store: RunStore, start: Start, reporter: Reporter) -> None:

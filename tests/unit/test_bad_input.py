@@ -395,8 +395,8 @@ def earlier_config(text):
 FOLDERS = {
     "root is a file": (lambda h: (f"run.root={h.data}",), 5, ["run.root: ", "train.jsonl is not a folder"]),
     "root below a file": (lambda h: (f"run.root={h.data}/x",), 5, ["run.root: ", "is not a folder that can be written to"]),
-    "root is a remote address": (overrides("run.root=s3://bucket"), 5, ["run.root: found 's3://bucket'; expected a folder"]),
-    "root too long": (overrides(f"run.root={'a' * 5000}"), 5, ["run.root: ", "cannot be used", "too long"]),
+    "root is a remote address": (overrides("run.root=ftp://host/x"), 5, ["run.root: found an address of 'ftp'; expected a folder"]),
+    "root too long": (overrides(f"run.root={'a' * 5000}"), 5, ["cannot be looked at", "too long"]),
     "another config before": (earlier_config("run: {name: t}\nmodel: {path: x}\ndata: {path: y}\n"), 5, ["model.path: started with 'x'"]),
     "config of the run is damaged": (earlier_config("{"), 5, ["runs/t/config.yaml: not valid YAML", "the run is damaged there"]),
     "config of the run is no mapping": (earlier_config("3"), 5, ["runs/t/config.yaml: expected the config"]),

@@ -71,4 +71,4 @@ def test_a_run_folder_that_cannot_be_written_to_is_told(begin, tmp_path):
         (tmp_path / "t").write_text("a file where the run would lie")  # since it was checked
 
     ended, told = begin(fill, lambda: None)
-    assert ended == "shutdown" and told.startswith(f"run.root: {tmp_path}/t cannot be written to: ")
+    assert ended == "shutdown" and told.startswith(f"{tmp_path}/t/driver.json: cannot be written: ")

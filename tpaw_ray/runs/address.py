@@ -62,7 +62,7 @@ def told(path: str, done: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{path}: cannot be {done}: {_reason(path, error)}") from error
+        raise RunError(f"{path[:1000]}: cannot be {done}: {_reason(path, error)}") from error
 
 
 def _reason(path: str, error: OSError) -> str:
@@ -72,4 +72,4 @@ def _reason(path: str, error: OSError) -> str:
         return f"there is no such file or bucket ({error})"
     if "://" in path:
         return f"{error}; once the store answers and lets you in, {_GO_ON}"
-    return str(error)
+    return os.strerror(error.errno) if error.errno else str(error)

@@ -171,11 +171,14 @@ class RunStore:
         with self.filesystem.open_output_stream(path) as stream:
             stream.write(content)
 
-    def remove(self, directory: str) -> None:
-        """Remove a folder with all that is in it; nothing happens where there is none."""
-        if self.exists(directory):
-            with told(directory, "removed"):
-                self.filesystem.delete_dir(self.at(directory))
+    def remove(self, path: str) -> None:
+        """Remove a file, or a folder with all that is in it; nothing happens where there is none."""
+        with told(path, "removed"):
+            kind = self.filesystem.get_file_info(self.at(path)).type
+            if kind == fs.FileType.Directory:
+                self.filesystem.delete_dir(self.at(path))
+            elif kind == fs.FileType.File:
+                self.filesystem.delete_file(self.at(path))
 
     def append_bytes(self, path: str, content: bytes) -> None:
         """Add to a file's end; in an object store the file is written anew."""
