@@ -52,7 +52,7 @@ class Claim:
 
     Raises:
         RunError: at the beginning when another driver plays this run; at the end when another one took the claim over because
-            this process did not renew it, on which the main thread is interrupted.
+            this process did not renew it, on which its thread is interrupted.
     """
 
     def __init__(self, store: RunStore, *, renew_s: float = RENEW_S, lease_s: float = LEASE_S) -> None:
@@ -68,6 +68,7 @@ class Claim:
         self.wait_until_free()
         self._write(0)
         self._check_it_is_ours()
+        self._holding_thread = threading.get_ident()
         self._renewing.start()
         return self
 
@@ -127,7 +128,7 @@ class Claim:
                 found = self._read()
                 if found and found[0] != self._me:
                     self._taken_by = found[0]
-                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as Ctrl-C would
+                    signal.pthread_kill(self._holding_thread, signal.SIGINT)  # as Ctrl-C would
                     return
                 renewed += 1
                 self._write(renewed)
