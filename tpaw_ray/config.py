@@ -159,6 +159,11 @@ class OpponentsConfig(Section):
     """Memory of an engine's KV cache on the CPU, in GiB."""
     batch: Count = 256
     """Sequences an engine works on at once (vLLM's `max_num_seqs`)."""
+    repeatable: bool = False
+    """Give each engine one shard at a time, though engines idle as shards end. What else is in an engine's batch can change a
+    response, in bf16 above all: with this a run that was disturbed has the responses of one that was not."""
+    max_set_aside: Fraction = 0.01
+    """Share of the prompts that may be left out because they end every engine they are given to; more end the run."""
     engine_args: dict[str, Any] = {}
     """Further vLLM engine arguments, passed on as they are."""
 

@@ -117,6 +117,7 @@ class SelfPlay:
         started = time.perf_counter()
         sampling = self.config.sampling
         total = self.num_prompts("train")
+        self.roster.expect(rollout.opponent, int(self.config.opponents.max_set_aside * total))
         with self.reporter.stage(f"[{iteration}] generate {rollout.opponent:03d}", total) as advance:
             generate(
                 self.store,
@@ -137,7 +138,8 @@ class SelfPlay:
             )
         seconds = time.perf_counter() - started
         tokens = sum(self.store.num_tokens(path, "prompt_tokens") for path in self.store.files(self.store.prompts("train")))
-        said = count_said(self.store.read_table(path, ["generated_tokens", "finish_reason"]) for path in self.store.files(output))
+        columns = ["prompt_id", "generated_tokens", "finish_reason"]
+        said = count_said(self.store.read_table(path, columns) for path in self.store.files(output))
         self.store.commit(
             output,
             sequences=total,
@@ -146,6 +148,7 @@ class SelfPlay:
             generated=said.tokens,
             empty=said.empty,
             cut_off=said.cut_off,
+            set_aside=" ".join(said.set_aside),
         )
 
     def score(self, iteration: int) -> None:
@@ -313,6 +316,7 @@ class SelfPlay:
         self.roster.wait_ready(checkpoint)
         waited = time.perf_counter() - started
         evaluation = self.config.evaluation
+        self.roster.expect(checkpoint, int(self.config.opponents.max_set_aside * self.num_heldout()))
         with self.reporter.stage(f"    answer {checkpoint:03d}", self.num_heldout()) as advance:
             generate(
                 self.store,

@@ -33,7 +33,8 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What an opponent said to a prompt. `finish_reason` is `stop` (an end token) or `length`."""
+    """What an opponent said to a prompt. `finish_reason` is `stop` (an end token), `length`, or `set_aside`: without a response,
+    because the prompt ended every engine it was given to."""
 
     prompt_id: str
     iteration: int

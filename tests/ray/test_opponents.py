@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from ray.exceptions import RayActorError
 from tests.tiny import tiny_tokenizer
 from tpaw_ray.config import resolve_config
 from tpaw_ray.errors import CheckpointError, GenerationError, RunError
-from tpaw_ray.opponents.opponent import EngineFailure, EngineSettings, Opponent, Request, Response, Sampling
+from tpaw_ray.opponents.opponent import EngineSettings, Opponent, Request, Response, Sampling
 from tpaw_ray.opponents.roster import Roster, ask
 from tpaw_ray.opponents.seeds import request_seed
 from tpaw_ray.processes import model_process
@@ -231,34 +232,90 @@ class EchoEngine:
 class EchoOpponent(Opponent):
     """An opponent in all but its engine. The checkpoint's folder holds one file for every breakdown to come."""
 
-    def _start(self):
-        self._started.set_result(0.0)
-        engine = EchoEngine(Path(self._checkpoint))
-        self._vocabulary = engine.vocabulary
-        return engine
+    def _await_checkpoint(self):
+        pass  # it is there
+
+    def _load_engine(self):
+        return EchoEngine(Path(self._checkpoint))
 
 
-def echo(folder, breakdowns, max_restarts=3):
-    folder.mkdir()
-    for number in range(breakdowns):
-        (folder / str(number)).touch()
-    options = {"num_cpus": 0.1, "max_restarts": max_restarts, "max_task_retries": 2 * max_restarts, "max_concurrency": 100}
-    return ray.remote(EchoOpponent).options(**options).remote(SETTINGS, str(folder), str(folder))
+class EchoRoster(Roster):
+    """A roster of echoing opponents."""
+
+    kind = EchoOpponent
 
 
-def test_an_engine_that_breaks_down_costs_the_calls_in_flight_only_a_retry(ray_session, tmp_path):
-    opponent = echo(tmp_path / "fuse", breakdowns=1)
+@pytest.fixture
+def echo(ray_session, tmp_path):
+    """Hosts an echoing opponent whose engine breaks down so many times."""
+    roster = EchoRoster(SETTINGS, replicas=1, cpus=0.1, gpus=0)
+
+    def host(breakdowns):
+        folder = tmp_path / "fuse"
+        folder.mkdir()
+        for number in range(breakdowns):
+            (folder / str(number)).touch()
+        roster.host(0, str(folder), str(folder))
+        return roster
+
+    yield host
+    roster.retire_all()
+
+
+def numbers(*tokens):
+    return [Request(prompt_id=str(token), prompt_tokens=[token], seed=0) for token in tokens]
+
+
+def said(*tokens):
+    return [Response(prompt_id=str(token), generated_tokens=[token], finish_reason="stop") for token in tokens]
+
+
+SET_ASIDE_13 = Response(prompt_id="13", generated_tokens=[], finish_reason="set_aside")
+
+
+def test_an_engine_that_breaks_down_costs_the_calls_in_flight_only_a_retry(echo):
+    (opponent,) = echo(breakdowns=1).opponents(0)
     before = stats(opponent).pid
-    calls = [[Request(prompt_id=str(number), prompt_tokens=[number], seed=0)] for number in range(10, 16)]
-    answers = ray.get([opponent.generate.remote(call, GREEDY) for call in calls])
-    assert answers == [[Response(prompt_id=str(n), generated_tokens=[n], finish_reason="stop")] for n in range(10, 16)]
+    answers = ray.get([opponent.generate.remote(numbers(number), GREEDY) for number in range(10, 16)])
+    assert answers == [said(number) for number in range(10, 16)]
     assert stats(opponent).pid != before
 
 
-def test_an_engine_that_always_breaks_down_is_reported_with_its_reason(ray_session, tmp_path):
-    opponent = echo(tmp_path / "fuse", breakdowns=100, max_restarts=1)
-    with pytest.raises(EngineFailure, match="broke down: RuntimeError: out of luck"):
-        ask([opponent], 0, [Request(prompt_id="13", prompt_tokens=[13], seed=0)], GREEDY)
+def test_a_prompt_that_ends_every_engine_is_set_aside_and_the_others_are_answered(echo):
+    """Deaths: two with all 16, then with 8, 4, 2 and 1 of the suspects."""
+    roster = echo(breakdowns=100)
+    roster.expect(0, 1)
+    (opponent,) = roster.opponents(0)
+    assert ask([opponent], 0, numbers(*range(16)), GREEDY) == [*said(*range(13)), SET_ASIDE_13, *said(14, 15)]
+    left = len(list(Path(ray.get(opponent.__ray_call__.remote(lambda self: self._checkpoint))).iterdir()))
+    assert 100 - left <= 7
+    assert ask([opponent], 0, numbers(13, 5), GREEDY) == [SET_ASIDE_13, *said(5)]  # and it is not tried again
+
+
+def test_more_such_prompts_than_may_be_left_out_end_it_with_their_names(echo):
+    roster = echo(breakdowns=100)
+    roster.expect(0, 0)
+    with pytest.raises(GenerationError, match=r"checkpoint 0: 1 prompts end the engine .* more than the 0 .*max_set_aside.*: 13"):
+        ask(roster.opponents(0), 0, numbers(12, 13), GREEDY)
+
+
+def test_an_engine_that_dies_whatever_it_holds_is_given_up_with_its_reason(ray_session, tmp_path):
+    roster = EchoRoster(SETTINGS, replicas=1, cpus=0.1, gpus=0)
+    roster.host(0, str(tmp_path / "absent"), str(tmp_path))  # so that every step raises
+    with pytest.raises(GenerationError, match=r"ended 4 times in a row before it answered anything: FileNotFoundError"):
+        ask(roster.opponents(0), 0, numbers(1, 2), GREEDY)
+    roster.retire_all()
+
+
+def test_a_repeatable_engine_has_one_call_at_a_time(ray_session, tiny_model):
+    roster = Roster(replace(SETTINGS, repeatable=True), replicas=1, cpus=0.1, gpus=0)
+    roster.host(0, str(tiny_model), str(tiny_model / "committed.json"))
+    (opponent,) = roster.opponents(0)
+    calls = [questions(20)[:10], questions(20)[10:]]
+    first, second = ray.get([opponent.generate.remote(call, DRAWN) for call in calls])
+    assert stats(opponent).most_in_flight == 10
+    assert [*first, *second] == ask([opponent], 0, questions(20), DRAWN)
+    roster.retire_all()
 
 
 def test_settings_come_from_the_config():

@@ -55,7 +55,7 @@ class _PairShard:
 
 
 def pairs_of_shard(store: RunStore, recipe: PairRecipe, name: str) -> list[Pair]:
-    """All triplets of a shard's prompts: prompts in their order, rollouts newest first.
+    """All triplets of a shard's prompts: prompts in their order, rollouts newest first; none where a prompt has no response.
 
     Raises:
         RunError: when a table of the shard is missing or damaged.
@@ -76,6 +76,7 @@ def pairs_of_shard(store: RunStore, recipe: PairRecipe, name: str) -> list[Pair]
         )
         for prompt in prompts
         for said, logps in rounds
+        if said[prompt.prompt_id].generated_tokens
     ]
 
 

@@ -6,9 +6,23 @@ from typing import Any
 from tpaw_ray.config import Config
 from tpaw_ray.errors import GenerationError
 
+SET_ASIDE = "set_aside"
+"""Finish reason of a prompt that has no response, because it ends every engine it is given to."""
+
 
 class EngineFailure(GenerationError):
     """An engine broke down while it worked. Its process ends and Ray starts another one, which is asked again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Which engine of a run an opponent hosts: a checkpoint's number, which of its replicas, and where its folder is."""
+
+    checkpoint: int
+    replica: int
+    path: str
+    ready_file: str
+    """There when the checkpoint is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +40,7 @@ class EngineSettings:
     memory_share: float = 0.85
     cpu_cache_gib: float = 1.0
     batch: int = 256
+    repeatable: bool = False
     threads: int | None = None
     trust_remote_code: bool = False
     engine_args: dict[str, Any] = field(default_factory=dict)
@@ -43,6 +58,7 @@ class EngineSettings:
             memory_share=opponents.memory_share,
             cpu_cache_gib=opponents.cpu_cache_gib,
             batch=opponents.batch,
+            repeatable=opponents.repeatable,
             threads=opponents.threads,
             trust_remote_code=config.model.trust_remote_code,
             engine_args=dict(opponents.engine_args),
@@ -69,7 +85,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """The answer to a request, as sampled: `stop` ends with an end token, `length` was cut off.
+    """The answer to a request, as sampled: `stop` ends with an end token, `length` was cut off, `set_aside` has no tokens.
 
     Example: `Response(prompt_id="3f", generated_tokens=[9, 4, 5], finish_reason="stop")`.
     """

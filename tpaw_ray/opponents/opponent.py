@@ -19,12 +19,24 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayTaskError
 
-from tpaw_ray.errors import CheckpointError, ConfigError, GenerationError, RunError
-from tpaw_ray.opponents.messages import EngineFailure, EngineSettings, EngineStats, Request, Response, Sampling
+from tpaw_ray.errors import CheckpointError, GenerationError, TpawError
+from tpaw_ray.faults import Place, reached
+from tpaw_ray.opponents.ledger import Record, next_suspects
+from tpaw_ray.opponents.messages import (
+    SET_ASIDE,
+    EngineFailure,
+    EngineSettings,
+    EngineStats,
+    Request,
+    Response,
+    Sampling,
+    Seat,
+)
 from tpaw_ray.runs.store import RunStore
 
 if TYPE_CHECKING:
@@ -41,15 +53,20 @@ class Opponent:
     its checkpoint is still in the making. An engine that breaks down takes its process with it, for Ray to start another.
     """
 
-    def __init__(self, settings: EngineSettings, checkpoint: str, ready_file: str) -> None:
+    def __init__(self, settings: EngineSettings, seat: Seat, ledger: Any) -> None:
         self._settings = settings
-        self._checkpoint = checkpoint
-        self._ready_file = ready_file
-        self._store = RunStore.around(checkpoint)
+        self._seat = seat
+        self._checkpoint = seat.path
+        self._ready_file = seat.ready_file
+        self._ledger = ledger
+        self._key = (seat.checkpoint, seat.replica)
+        self._store = RunStore.around(seat.path)
         self._inbox: SimpleQueue[_Call] = SimpleQueue()
         self._started: Future[float] = Future()
         self._broken = False
         self._waiting: dict[str, tuple[_Call, int]] = {}
+        self._suspects: list[tuple[_Call, int]] = []
+        self._record = Record(set_aside=frozenset(), deaths={})
         self._import_s = 0.0
         self._sequences = self._generated_tokens = self._most_in_flight = 0
         threading.Thread(target=self._run, name="engine", daemon=True).start()
@@ -110,7 +127,12 @@ class Opponent:
 
     def _run(self) -> None:
         try:
-            engine = self._start()
+            self._await_checkpoint()
+            began = time.monotonic()
+            self._record = _begin(self._ledger, self._key)
+            engine = self._load_engine()
+            self._vocabulary = engine.vocabulary
+            self._started.set_result(time.monotonic() - began)
         except BaseException as error:
             self._started.set_exception(_start_error(error, self._checkpoint))
             return
@@ -120,7 +142,7 @@ class Opponent:
         except BaseException as error:
             self._break_down(error)
 
-    def _start(self) -> "Engine":
+    def _await_checkpoint(self) -> None:
         if self._store.exists(self._ready_file):
             check_checkpoint(self._store.on_disk(self._checkpoint))  # a damaged one is found before the long import
         prepare_process(self._settings)
@@ -129,11 +151,6 @@ class Opponent:
         self._import_s = time.monotonic() - began
         while not self._store.exists(self._ready_file):
             time.sleep(self._store.poll_s)
-        began = time.monotonic()
-        engine = self._load_engine()
-        self._vocabulary = engine.vocabulary
-        self._started.set_result(time.monotonic() - began)
-        return engine
 
     def _import_engine(self) -> None:
         # Looking for garbage among the million objects of this import takes a tenth of its 13 s.
@@ -151,31 +168,68 @@ class Opponent:
         return Engine(self._settings, folder)
 
     def _step(self, engine: "Engine") -> None:
-        # Sleeps in the inbox when there is nothing to generate, and only then.
-        while not self._waiting or not self._inbox.empty():
-            self._take(engine, self._inbox.get())
+        self._fill(engine)
         self._most_in_flight = max(self._most_in_flight, len(self._waiting))
+        answered = []
         for finished in engine.step():
             call, index = self._waiting.pop(finished.key)
             self._sequences += 1
             self._generated_tokens += len(finished.tokens)
+            answered.append(call.requests[index].prompt_id)
             call.put(index, finished.tokens, finished.finish_reason)
+        if answered:
+            self._ledger.release.remote(*self._key, answered)
+
+    def _fill(self, engine: "Engine") -> None:
+        # Sleeps in the inbox when there is nothing to generate, and only then. Suspects are alone in the engine, and so is a
+        # call where that is what makes its responses repeatable.
+        while True:
+            apart = self._suspects or self._settings.repeatable
+            if self._waiting and (apart or self._inbox.empty()):
+                return
+            if self._suspects:
+                self._take_suspects(engine)
+            else:
+                self._take(engine, self._inbox.get())
 
     def _take(self, engine: "Engine", call: "_Call") -> None:
+        known = self._record
         for index, request in enumerate(call.requests):
+            if request.prompt_id in known.set_aside:
+                call.put(index, [], SET_ASIDE)
+        suspects = [index for index, request in enumerate(call.requests) if request.prompt_id in known.deaths]
+        self._suspects += [(call, index) for index in suspects]
+        apart = known.set_aside | known.deaths.keys()
+        self._add(engine, [(call, index) for index, request in enumerate(call.requests) if request.prompt_id not in apart])
+
+    def _take_suspects(self, engine: "Engine") -> None:
+        chosen = next_suspects([call.requests[index].prompt_id for call, index in self._suspects], self._record.deaths)
+        group = [(call, index) for call, index in self._suspects if call.requests[index].prompt_id in chosen]
+        self._suspects = [one for one in self._suspects if one not in group]
+        self._add(engine, group)
+
+    def _add(self, engine: "Engine", held: "list[tuple[_Call, int]]") -> None:
+        if not held:
+            return
+        prompts = [call.requests[index].prompt_id for call, index in held]
+        ray.get(self._ledger.hold.remote(*self._key, prompts))
+        for call, index in held:
+            request = call.requests[index]
+            reached(Place.ANSWER, f"checkpoints/{self._seat.checkpoint:03d}/{request.prompt_id}")
             key = f"{call.number}-{index}"
             try:
                 engine.add(key, request, call.sampling)
             except ValueError as error:
                 # vLLM refuses a request before it changes anything, so only this call is in vain.
                 call.fail(GenerationError(f"prompt {request.prompt_id}: refused by the engine: {error}"))
-                return
+                continue
             self._waiting[key] = (call, index)
 
     def _break_down(self, error: BaseException) -> None:
         self._broken = True
         failure = EngineFailure(f"the engine of {self._checkpoint} broke down: {type(error).__name__}: {error}")
-        calls = {call.number: call for call, _ in self._waiting.values()}
+        self._ledger.explain.remote(*self._key, f"{type(error).__name__}: {error}")
+        calls = {call.number: call for call, _ in [*self._waiting.values(), *self._suspects]}
         while not self._inbox.empty():
             call = self._inbox.get()
             calls[call.number] = call
@@ -247,7 +301,7 @@ class _Call:
 
     def put(self, index: int, tokens: list[int], finish_reason: str) -> None:
         prompt_id = self.requests[index].prompt_id
-        if finish_reason not in ("stop", "length"):
+        if finish_reason not in ("stop", "length", SET_ASIDE):
             self.fail(GenerationError(f"prompt {prompt_id}: the engine gave up on it ({finish_reason})"))
         self.responses[index] = Response(prompt_id=prompt_id, generated_tokens=tokens, finish_reason=finish_reason)
         if len(self.responses) == len(self.requests):
@@ -261,7 +315,14 @@ class _Call:
         self.loop.call_soon_threadsafe(lambda: None if self.answer.done() else act())
 
 
+def _begin(ledger: Any, key: tuple[int, int]) -> Record:
+    try:
+        return ray.get(ledger.start.remote(*key))
+    except RayTaskError as error:
+        raise error.cause from error
+
+
 def _start_error(error: BaseException, checkpoint: str) -> Exception:
-    if isinstance(error, CheckpointError | ConfigError | RunError):
+    if isinstance(error, TpawError):
         return error
     return GenerationError(f"{checkpoint}: the engine could not start: {type(error).__name__}: {error}")

@@ -8,14 +8,13 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from tpaw_ray.errors import GenerationError, RunError
-from tpaw_ray.opponents.messages import EngineSettings, Request, Response, Sampling
+from tpaw_ray.opponents.ledger import Ledger
+from tpaw_ray.opponents.messages import EngineSettings, Request, Response, Sampling, Seat
 from tpaw_ray.opponents.opponent import Opponent
 from tpaw_ray.processes import model_process
 
-MAX_RESTARTS = 3
-"""How often Ray replaces an opponent's process that ended unasked: an engine that broke down, a lost node."""
-MAX_TASK_RETRIES = 2 * MAX_RESTARTS
-"""How often Ray asks again. One breakdown can cost a call two tries: its own, and one that reaches the process as it ends."""
+WITHOUT_END = -1
+"""Ray replaces a process that ended unasked (an engine broke down, a node is lost) and asks it again; the ledger ends that."""
 MAX_CALLS = 1000
 """Calls an opponent holds at once; they share the engine's batch."""
 
@@ -31,6 +30,8 @@ class Roster:
         roster.retire(0)
     """
 
+    kind: type = Opponent
+
     def __init__(self, settings: EngineSettings, *, replicas: int, cpus: float, gpus: float) -> None:
         """`cpus` and `gpus` are what Ray sets aside for an engine, all its parts together."""
         self._settings = settings
@@ -38,12 +39,13 @@ class Roster:
         self._options: dict[str, Any] = {
             "num_cpus": cpus,
             "num_gpus": gpus,
-            "max_restarts": MAX_RESTARTS,
-            "max_task_retries": MAX_TASK_RETRIES,
+            "max_restarts": WITHOUT_END,
+            "max_task_retries": WITHOUT_END,
             "max_concurrency": MAX_CALLS,
             "runtime_env": model_process(gpus),
         }
         self._hosted: dict[int, list[ActorHandle[Opponent]]] = {}
+        self._ledger: Any = None
 
     @property
     def hosted(self) -> tuple[int, ...]:
@@ -57,8 +59,24 @@ class Roster:
         """
         if checkpoint in self._hosted:
             return
-        actor: Any = ray.remote(Opponent).options(**self._options)
-        self._hosted[checkpoint] = [actor.remote(self._settings, path, ready_file) for _ in range(self._replicas)]
+        actor: Any = ray.remote(self.kind).options(**self._options)
+        self._hosted[checkpoint] = [
+            actor.remote(
+                self._settings, Seat(checkpoint=checkpoint, replica=replica, path=path, ready_file=ready_file), self.ledger
+            )
+            for replica in range(self._replicas)
+        ]
+
+    @property
+    def ledger(self) -> Any:
+        """The actor that knows what engines held when they died; it starts with the first opponent."""
+        if self._ledger is None:
+            self._ledger = ray.remote(Ledger).options(num_cpus=0).remote()
+        return self._ledger
+
+    def expect(self, checkpoint: int, most_set_aside: int) -> None:
+        """Say how many prompts of a checkpoint may be left out because they end its engines; more end the run."""
+        self.ledger.expect.remote(checkpoint, most_set_aside)
 
     def opponents(self, checkpoint: int) -> list[ActorHandle[Opponent]]:
         """The handles of a checkpoint's replicas.
@@ -93,6 +111,9 @@ class Roster:
         """End every opponent."""
         for checkpoint in self.hosted:
             self.retire(checkpoint)
+        if self._ledger is not None:
+            ray.kill(self._ledger)
+            self._ledger = None
 
 
 def ask(
@@ -125,4 +146,4 @@ def _get(references: list[Any]) -> list[Any]:
     except RayTaskError as error:
         raise error.cause from error
     except RayActorError as error:
-        raise GenerationError(f"an opponent is gone for good, after up to {MAX_RESTARTS} restarts: {error}") from error
+        raise GenerationError(f"an opponent is gone for good: {error}") from error

@@ -24,6 +24,8 @@ class Said:
     cut_off: int
     """Responses that reached the longest length allowed."""
     tokens: int
+    set_aside: tuple[str, ...] = ()
+    """Prompts without a response, because they ended every engine; they are in none of the counts."""
 
     def __add__(self, other: "Said") -> "Said":
         return Said(**{name: value + getattr(other, name) for name, value in vars(self).items()})
@@ -37,9 +39,11 @@ NOTHING = Said(sequences=0, empty=0, cut_off=0, tokens=0)
 
 
 def count_said(tables: Iterable[pa.Table]) -> Said:
-    """Count tables of generations: columns `generated_tokens` and `finish_reason`."""
+    """Count tables of generations: columns `prompt_id`, `generated_tokens` and `finish_reason`."""
     total = NOTHING
     for table in tables:
+        left_out = pc.equal(table["finish_reason"], "set_aside")
+        without, table = table.filter(left_out), table.filter(pc.invert(left_out))
         lengths = pc.list_value_length(table["generated_tokens"])
         cut_off = pc.equal(table["finish_reason"], "length")
         total += Said(
@@ -47,6 +51,7 @@ def count_said(tables: Iterable[pa.Table]) -> Said:
             empty=_num_true(pc.and_not(pc.less_equal(lengths, 1), cut_off)),
             cut_off=_num_true(cut_off),
             tokens=int(pc.sum(lengths).as_py() or 0),
+            set_aside=tuple(without["prompt_id"].to_pylist()),
         )
     return total
 
@@ -60,6 +65,11 @@ def warnings_of(steps: Sequence[dict[str, Any]], said: Said, before: Said, limit
         before: the same of the iteration before.
     """
     found = [falling_reward([row["target_reward"] for row in steps], limits.reward_fall)]
+    if said.set_aside:
+        found.append(
+            f"{len(said.set_aside)} prompts are left out, because they ended every engine they were given to: "
+            f"{', '.join(said.set_aside[:10])}; --verbose shows the engine's own messages"
+        )
     if said.sequences:
         triplets = sum(row["triplets"] for row in steps)
         targets = sum(row["target_length"] * row["triplets"] for row in steps) / triplets

@@ -91,7 +91,8 @@ class Summary:
         for counts in map(self.store.counts, self._new_rollouts(iteration) if iteration >= 0 else []):
             if "empty" in counts:  # a run that an earlier version began did not count them
                 names = ("sequences", "empty", "cut_off")
-                said += Said(tokens=counts["generated"], **{name: counts[name] for name in names})
+                without = tuple(counts.get("set_aside", "").split())
+                said += Said(tokens=counts["generated"], set_aside=without, **{name: counts[name] for name in names})
         return said
 
     def _rewards(self, iteration: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tpaw_ray.config import Config
+from tpaw_ray.faults import Place, reached
 from tpaw_ray.processes import free_memory
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Prompt, Score
@@ -60,6 +61,7 @@ class Scorer:
             responses = [prompt.target_tokens for prompt in prompts]
         asked = [prompt.prompt_tokens for prompt in prompts]
         logps = response_logps(self.policy, asked, responses, self.config.scoring.batch_tokens, self.device)
+        reached(Place.SCORE, self.store.inside(shard.output))
         scores = [
             Score(player=shard.player, response_id=prompt.prompt_id, logp=logp)
             for prompt, logp in zip(prompts, logps, strict=True)
@@ -106,14 +108,16 @@ def response_logps(
     batch_tokens: int,
     device: str,
 ) -> list[float]:
-    """Summed log-probability in nats of every response, in order, computed in batches of like length."""
+    """Summed log-probability in nats of every response, in order, computed in batches of like length; 0 of an empty one."""
     import torch
 
     from tpaw_ray.policy.batch import gather_by_tokens, token_batch
 
-    lengths = [[len(prompt) + len(response)] for prompt, response in zip(prompts, responses, strict=True)]
-    logps = [0.0] * len(lengths)
-    for indices in gather_by_tokens(lengths, batch_tokens, packed=policy.packed):
+    said = [index for index, response in enumerate(responses) if response]
+    lengths = [[len(prompts[index]) + len(responses[index])] for index in said]
+    logps = [0.0] * len(responses)
+    for places in gather_by_tokens(lengths, batch_tokens, packed=policy.packed):
+        indices = [said[place] for place in places]
         batch = token_batch([prompts[i] for i in indices], [responses[i] for i in indices])
         with torch.inference_mode():
             found = policy(batch.to(device)).tolist()

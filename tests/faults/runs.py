@@ -1,0 +1,131 @@
+"""A run as a victim: `tpaw run` in a session of its own, held at named places, with any of its processes killed there."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.holding import Holding
+from tpaw_ray.faults import Place
+
+TPAW = Path(sys.executable).with_name("tpaw")
+TITLES = {"opponent": "ray::Opponent", "scorer": "ray::Scorer", "learner worker": "ray::RayTrainWorker"}
+"""What Ray calls the processes of each kind of actor."""
+TIMED = ("seconds", "tokens_per_s", "ended", "waited")
+"""What differs between two runs of the same config, in any JSON of the run's folder."""
+SKIPPED = ("environment.json", "driver.json", "ray_train/")
+
+
+class Victim:
+    """A run's command, started again as often as it is killed."""
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.arguments = arguments
+        self.holding = Holding(folder)
+        self.log = folder / "log.txt"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the command, unless it runs."""
+        if self.process and self.process.poll() is None:
+            return
+        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [TPAW, *self.arguments],
+                stdout=log,
+                stderr=log,
+                env=environment | {"TPAW_FAULTS": str(self.holding.folder)},
+                start_new_session=True,
+            )
+
+    def hold(self, place: Place, pattern: str, timeout_s: float = 240) -> None:
+        """Run until a process comes to a place, where it waits."""
+        self.holding.arm(place, pattern)
+        self.start()
+        deadline = time.monotonic() + timeout_s
+        while not (self.holding.folder / "held").exists():
+            assert self.process.poll() is None, f"{pattern}: the run ended before: {self.log.read_text()[-2000:]}"
+            assert time.monotonic() < deadline, f"{pattern}: never reached: {self.log.read_text()[-2000:]}"
+            time.sleep(0.05)
+
+    def kill(self, victim: str) -> bool:
+        """Kill the driver, or all processes of a kind of actor; whether there were any."""
+        pids = [self.process.pid] if victim == "driver" else self.pids(TITLES[victim])
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        if victim == "driver":
+            self.process.wait()
+            self.await_silence()
+        return bool(pids)
+
+    def let_go(self) -> None:
+        self.holding.let_go()
+
+    def finish(self, timeout_s: float = 300) -> None:
+        """Run to the end."""
+        self.start()
+        code = self.process.wait(timeout_s)
+        assert code == 0, self.log.read_text()[-3000:]
+        self.await_silence()
+
+    def pids(self, title: str = "") -> list[int]:
+        """Living processes of the command's session whose title begins so."""
+        return [pid for pid, found in self._living() if found.startswith(title)]
+
+    def await_silence(self, timeout_s: float = 60) -> None:
+        """Wait until no process of the command is left, as must be once its driver has ended."""
+        deadline = time.monotonic() + timeout_s
+        while left := self._living():
+            assert time.monotonic() < deadline, f"left behind: {left}"
+            time.sleep(0.2)
+
+    def _living(self) -> list[tuple[int, str]]:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                if os.getsid(int(entry.name)) == self.process.pid and state != "Z":
+                    found.append((int(entry.name), (entry / "cmdline").read_text().replace("\0", " ")))
+            except (ProcessLookupError, FileNotFoundError):
+                continue  # it ended while we looked
+        return found
+
+
+def contents(root: Path, committed_only: bool = False) -> dict[str, str]:
+    """A checksum of every file of a run, but for what is timed; `committed_only`, of those in a stage that has its marker."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if not path.is_file() or name.startswith(SKIPPED) or "/steps/" in name or name.endswith(".writing"):
+            continue
+        if committed_only and not any((folder / "committed.json").exists() for folder in stage_of(path, root)):
+            continue
+        found[name] = hashlib.sha256(_lasting(path)).hexdigest()
+    return found
+
+
+def stage_of(path: Path, root: Path) -> list[Path]:
+    """The folders of a run that a file lies in, but for those of whole iterations, which hold several stages."""
+    return [folder for folder in path.parents if root in folder.parents and folder.parent.name != "iterations"]
+
+
+def _lasting(path: Path) -> bytes:
+    """A file's content without what is timed; a marker's checksums of files that hold times are left out too."""
+    content = path.read_bytes()
+    if path.suffix == ".jsonl":
+        return json.dumps([_without_times(json.loads(line)) for line in content.splitlines()]).encode()
+    if path.suffix == ".json" and path.name in ("committed.json", "row.json", "summary.json"):
+        return json.dumps(_without_times(json.loads(content))).encode()
+    return content
+
+
+def _without_times(value):
+    if isinstance(value, dict):
+        return {key: _without_times(child) for key, child in value.items() if key not in TIMED and not key.endswith(".jsonl")}
+    return [_without_times(child) for child in value] if isinstance(value, list) else value
