@@ -29,7 +29,7 @@ from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import Summary
 from tpaw_ray.schema import Answer, Generation, Prompt, Score
 from tpaw_ray.scoring.pool import ScorerPool
-from tpaw_ray.scoring.shards import ScoreShard, num_tokens, shards_to_score, target_shards
+from tpaw_ray.scoring.shards import ScoreShard, num_tokens, scores_of, shards_to_score, target_shards
 from tpaw_ray.side_by_side import side_by_side
 
 
@@ -160,10 +160,14 @@ class SelfPlay:
         players = team_at(iteration, self.config.team.size)
         shards = shards_to_score(self.store, self.config, iteration, players, self.rollouts_at(iteration))
         total = sum(shard.take for shard in shards)
+        again = [shard for shard in shards if not shard.output.startswith(f"{output}/")]
+        for scores in sorted({scores_of(shard) for shard in again}):
+            if self.store.is_committed(scores):
+                self.store.reopen(scores)  # should this driver die, the next one knows
         with self.reporter.stage(f"[{iteration}] score", total) as advance:
             worked = self.scorers.score(shards, advance)
         seconds = time.perf_counter() - started
-        self.commit_rescored([shard for shard in shards if not shard.output.startswith(f"{output}/")])
+        self.commit_rescored(iteration, again)
         tokens = num_tokens(shards, self.store)
         self.store.commit(output, sequences=total, tokens=tokens, seconds=seconds, waited=seconds - worked)
 
@@ -267,16 +271,16 @@ class SelfPlay:
         """Whether there are held-out prompts that the checkpoint has not answered."""
         return self.num_heldout() > 0 and not self.store.is_committed(self.store.evaluation(checkpoint))
 
-    def commit_rescored(self, shards: list[ScoreShard]) -> None:
+    def commit_rescored(self, iteration: int, again: list[ScoreShard]) -> None:
         """Mark the scores of earlier iterations again, where they were stale or gone and have been made anew."""
-        for scores in sorted({shard.output.rsplit("/player-", 1)[0] for shard in shards}):
-            if self.store.is_committed(scores):
-                counts = self.store.counts(scores)
-            else:
-                own = [shard for shard in shards if shard.output.startswith(f"{scores}/")]
-                tokens = num_tokens(own, self.store)
-                counts = {"sequences": sum(shard.take for shard in own), "tokens": tokens, "seconds": 0.0, "waited": 0.0}
-            self.store.commit(scores, **counts)
+        for earlier in range(iteration):
+            scores = f"{self.store.iteration(earlier)}/scores"
+            own = [shard for shard in again if scores_of(shard) == scores]
+            if self.store.is_reopened(scores):
+                self.store.commit(scores, **self.store.counts(scores))
+            elif own and not self.store.is_committed(scores):
+                made = sum(shard.take for shard in own)
+                self.store.commit(scores, sequences=made, tokens=num_tokens(own, self.store), seconds=0.0, waited=0.0)
 
     def dismiss(self) -> None:
         """Break off the work of all actors: a stage beside theirs has failed, or the run is interrupted."""

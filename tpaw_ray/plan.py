@@ -118,6 +118,12 @@ def learner_bytes(size: ModelSize, learner: LearnerConfig) -> int:
     return int(states + activations + head) + RUNTIME_BYTES
 
 
+def step_checkpoint_bytes(size: ModelSize, learner: LearnerConfig) -> int:
+    """Size of an update that is saved between steps: weights, optimizer states, and in bf16 the weights in fp32."""
+    moments = 4 * (1 if learner.optimizer == "rmsprop" else 2)
+    return size.parameters * ((2 + 4 if learner.precision == "bf16" else 4 + 4) + moments)
+
+
 def opponent_bytes(size: ModelSize, config: Config) -> int:
     """Memory of one engine on the CPU: weights and KV cache. On a GPU an engine takes `opponents.memory_share` of it."""
     width = 2 if config.learner.precision == "bf16" else 4
@@ -137,8 +143,10 @@ def checkpoint_bytes(size: ModelSize, config: Config) -> int:
 
 
 def run_bytes(size: ModelSize, config: Config, num_prompts: int) -> int:
-    """Disk a whole run takes: all checkpoints, and token ids of rollouts and pairs as if every response had full length."""
+    """Disk a whole run takes: all checkpoints, two step checkpoints, and token ids as if every response had full length."""
     checkpoints = (config.iterations + 1) * checkpoint_bytes(size, config)
+    if config.learner.save_steps or config.learner.save_minutes:
+        checkpoints += 2 * step_checkpoint_bytes(size, config.learner)  # the one before goes once the next is committed
     plans = [plan_iteration(config, iteration, num_prompts) for iteration in range(config.iterations)]
     sequences = sum(plan.generate + 2 * plan.triplets for plan in plans)
     return checkpoints + sequences * config.data.max_length * 4

@@ -94,6 +94,27 @@ def test_scores_of_an_earlier_iteration_that_were_made_again_are_committed_again
     assert counts["seconds"] - counts["waited"] == pytest.approx(1.5)
 
 
+def test_scores_that_a_killed_driver_had_made_again_are_committed_by_the_next(play, monkeypatch):
+    earlier = play.store.target_scores(0)
+    path, scores = f"{earlier}/00000.parquet", earlier.split("/player-")[0]
+    play.store.write_rows(path, [Score(player=0, response_id="0", logp=-1.0)], Score)
+    play.store.commit(scores, sequences=8)
+    stale = ScoreShard(player=0, prompts="-", generations="", take=1, output=path)
+    monkeypatch.setattr("tpaw_ray.loop.shards_to_score", lambda *_: [stale])
+    monkeypatch.setattr("tpaw_ray.loop.num_tokens", lambda *_: 3)
+    play.scorers = Rescorer(play.store)
+    monkeypatch.setattr(play, "commit_rescored", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        play.score(1)
+    monkeypatch.undo()
+    monkeypatch.setattr("tpaw_ray.loop.shards_to_score", lambda *_: [])  # all scores fit now
+    play.scorers = Rescorer(play.store)
+    play.score(1)
+    assert play.store.counts(scores) == {"sequences": 8}
+    assert play.store.checksums(scores)
+    play.store.verify(scores)
+
+
 def test_scores_whose_marker_is_gone_are_committed_with_what_was_made(tmp_path, monkeypatch):
     config = resolve_config(
         {"run": {"name": "player-1", "root": str(tmp_path)}, "model": {"path": "m"}, "data": {"path": "d"}, "iterations": 3}

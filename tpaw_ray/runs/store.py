@@ -352,6 +352,14 @@ class RunStore:
         self.write_json(f"{directory}/{MARKER}", {"counts": counts, "ended": round(time.time(), 3), "files": files})
         reached(Place.MARKED, self.inside(directory))
 
+    def reopen(self, directory: str) -> None:
+        """Take the checksums out of a stage's marker, since its files are about to be made again. Its counts stay."""
+        self.write_json(f"{directory}/{MARKER}", self.read_json(f"{directory}/{MARKER}") | {"files": {}})
+
+    def is_reopened(self, directory: str) -> bool:
+        """Whether a stage was reopened and not committed since."""
+        return self.is_committed(directory) and not self.read_json(f"{directory}/{MARKER}")["files"]
+
     def is_committed(self, directory: str) -> bool:
         return self.exists(f"{directory}/{MARKER}")
 

@@ -51,6 +51,16 @@ def generation_shards(store: RunStore, player: int, generations: str, output: st
     ]
 
 
+def scores_of(shard: ScoreShard) -> str:
+    """The folder of the scoring stage that a shard belongs to.
+
+    >>> output = "r/iterations/000/scores/player-000/targets/00000.parquet"
+    >>> scores_of(ScoreShard(player=0, prompts="", generations="", take=1, output=output))
+    'r/iterations/000/scores'
+    """
+    return shard.output.rsplit("/player-", 1)[0]
+
+
 def num_tokens(shards: Sequence[ScoreShard], store: RunStore) -> int:
     """Tokens that scoring runs through a model, prompts included."""
     return sum(
