@@ -17,6 +17,8 @@ TITLES = {"opponent": "ray::Opponent", "scorer": "ray::Scorer", "learner worker"
 """What Ray calls the processes of each kind of actor."""
 TIMED = ("seconds", "tokens_per_s", "ended", "waited")
 """What differs between two runs of the same config, in any JSON of the run's folder."""
+LINGERING = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Idle processes of Ray's own that see only after a minute or two that a killed driver's Ray is gone."""
 SKIPPED = ("environment.json", "driver.json", "ray_train/")
 
 
@@ -29,6 +31,7 @@ class Victim:
         self.holding = Holding(folder)
         self.log = folder / "log.txt"
         self.process: subprocess.Popen[bytes] | None = None
+        self.sessions: set[int] = set()
 
     def start(self) -> None:
         """Start the command, unless it runs."""
@@ -43,6 +46,7 @@ class Victim:
                 env=environment | {"TPAW_FAULTS": str(self.holding.folder)},
                 start_new_session=True,
             )
+        self.sessions.add(self.process.pid)
 
     def hold(self, place: Place, pattern: str, timeout_s: float = 240) -> None:
         """Run until a process comes to a place, where it waits."""
@@ -61,7 +65,7 @@ class Victim:
             os.kill(pid, signal.SIGKILL)
         if victim == "driver":
             self.process.wait()
-            self.await_silence()
+            self.await_silence(but=LINGERING)
         return bool(pids)
 
     def let_go(self) -> None:
@@ -75,13 +79,13 @@ class Victim:
         self.await_silence()
 
     def pids(self, title: str = "") -> list[int]:
-        """Living processes of the command's session whose title begins so."""
+        """Living processes of the command whose title begins so."""
         return [pid for pid, found in self._living() if found.startswith(title)]
 
-    def await_silence(self, timeout_s: float = 60) -> None:
-        """Wait until no process of the command is left, as must be once its driver has ended."""
+    def await_silence(self, timeout_s: float = 180, but: tuple[str, ...] = ()) -> None:
+        """Wait until no process of any start of the command is left, `but` some, as must be once its driver has ended."""
         deadline = time.monotonic() + timeout_s
-        while left := self._living():
+        while left := [one for one in self._living() if not (but and one[1].startswith(but))]:
             assert time.monotonic() < deadline, f"left behind: {left}"
             time.sleep(0.2)
 
@@ -90,7 +94,7 @@ class Victim:
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-                if os.getsid(int(entry.name)) == self.process.pid and state != "Z":
+                if os.getsid(int(entry.name)) in self.sessions and state != "Z":
                     found.append((int(entry.name), (entry / "cmdline").read_text().replace("\0", " ")))
             except (ProcessLookupError, FileNotFoundError):
                 continue  # it ended while we looked
