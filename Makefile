@@ -1,6 +1,8 @@
 # Every target sets up .venv by itself, from a bare Python 3.11.
 #   make demo     the tiny model, three TPAW iterations, a table
-#   make test     all tests
+#   make test     the tests
+#   make test-faults    the kill matrix
+#   make test-long      what takes minutes a test: 200 000 prompts, a run in an object store, two workers of which one dies
 #   make check    lint and types
 #   make install EXTRA=gpu    the same environment for a machine with GPUs
 PYTHON ?= python3.11
@@ -10,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(EXTRA)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install demo test check smollm2 clean
+.PHONY: install demo test test-faults test-long check smollm2 clean
 
 install: $(INSTALLED)
 
@@ -25,6 +27,12 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+test-faults: install
+	$(BIN)/python -m pytest -s tests/faults
+
+test-long: install
+	$(BIN)/python -m pytest tests/long
 
 check: install
 	$(BIN)/ruff check .

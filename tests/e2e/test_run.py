@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.faults.runs import Victim, contents
 from tests.tiny import merging_tokenizer, write_tiny_model
+from tpaw_ray.faults import Place
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Answer, Generation, Pair, Prompt
 
@@ -328,6 +330,30 @@ def test_the_last_checkpoint_loads_in_transformers_and_answers(store):
     answer = next(row for row in rows_in(store, f"{store.evaluation(2)}/answers", Answer) if row.reference_answer == "1038")
     with_prompt = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0].tolist()
     assert with_prompt[len(prompt) :] == list(answer.generated_tokens)  # vLLM said the same
+
+
+def test_a_run_whose_processes_are_killed_ends_with_the_same_files(folder, first):
+    """The quick part of the kill matrix: each victim once, the driver twice."""
+    config = write_config(folder, "killed")
+    run = Victim(["run", str(config), "iterations=1", "learner.save_steps=1"], folder / "faults")
+    for place, pattern, victim in (
+        (Place.ANSWER, "checkpoints/000/*", "opponent"),
+        (Place.WRITTEN, "iterations/000/rollouts/opponent-000/00001.parquet", "driver"),
+        (Place.SCORE, "iterations/000/scores/player-000/*/00001.parquet", "scorer"),
+        (Place.STEP, "iterations/000/steps/000001/rank-0", "learner worker"),
+        (Place.MARK, "checkpoints/001", "driver"),
+    ):
+        run.hold(place, pattern)
+        assert run.kill(victim), victim
+        run.let_go()
+    run.finish()
+    stages = ("prompts", "checkpoints/000", "checkpoints/001", "evaluations/000", "evaluations/001", "iterations/000")
+    found, expected = (
+        {name: digest for name, digest in contents(folder / "runs" / run_name).items() if name.startswith(stages)}
+        for run_name in ("killed", "replay")
+    )
+    assert found == expected
+    assert "the update goes on after step 1" in run.log.read_text()
 
 
 def test_fresh_opponents_with_frozen_weights_and_two_workers_terminated_in_between(folder):

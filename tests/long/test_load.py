@@ -1,6 +1,6 @@
 """20 000 and 200 000 prompts through the real stages, with paced opponents (a fake) in place of vLLM: memory stays flat.
 
-Takes some 15 minutes on two cores; `make test` leaves it out.
+Takes some 15 minutes on two cores.
 """
 
 import importlib
@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import write_tiny_model
-
-pytestmark = pytest.mark.load
 
 SMALL, LARGE = 20_000, 200_000
 STAGES = ("prompts", "generate", "pair", "learner")
