@@ -37,7 +37,10 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
         show(config, store, reporter)
         reporter.say(f"{store.root}: all {config.iterations} iterations are done; nothing to do")
         return
-    claim = Claim(store)
+    for interrupt in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(interrupt) != signal.SIG_IGN:
+            signal.signal(interrupt, signal.default_int_handler)
+    claim = Claim(store, reporter.say)
     claim.wait_until_free()
     model = check_folders(config, store)
     if config.model.trust_remote_code:
@@ -54,6 +57,7 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
         if missing := unmet(demand(config), ray.cluster_resources()):
             raise ResourceError(missing)
         with claim:
+            check_same_run(config, store)  # another driver may have begun the run meanwhile
             write_down(config, store)
             play(config, store, start, reporter)
     finally:

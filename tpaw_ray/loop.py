@@ -117,7 +117,7 @@ class SelfPlay:
         started = time.perf_counter()
         sampling = self.config.sampling
         total = self.num_prompts("train")
-        self.roster.expect(rollout.opponent, int(self.config.opponents.max_set_aside * total))
+        self.expect(rollout.opponent)
         with self.reporter.stage(f"[{iteration}] generate {rollout.opponent:03d}", total) as advance:
             generate(
                 self.store,
@@ -251,6 +251,11 @@ class SelfPlay:
         path = self.store.checkpoint(checkpoint)
         self.roster.host(checkpoint, path, f"{path}/committed.json")
 
+    def expect(self, checkpoint: int) -> None:
+        """Say how many prompts the checkpoint's opponents may leave unanswered, of all that they are asked."""
+        asked = self.num_prompts("train") + self.num_heldout()
+        self.roster.expect(checkpoint, int(self.config.opponents.max_set_aside * asked))
+
     def release(self, iteration: int) -> None:
         """Retire opponents that have nothing more to say, and warm up the coming checkpoint's."""
         coming = iteration + 1
@@ -320,7 +325,7 @@ class SelfPlay:
         self.roster.wait_ready(checkpoint)
         waited = time.perf_counter() - started
         evaluation = self.config.evaluation
-        self.roster.expect(checkpoint, int(self.config.opponents.max_set_aside * self.num_heldout()))
+        self.expect(checkpoint)
         with self.reporter.stage(f"    answer {checkpoint:03d}", self.num_heldout()) as advance:
             generate(
                 self.store,
@@ -345,6 +350,9 @@ class SelfPlay:
             row for path in self.store.files(self.store.prompts(evaluation.split)) for row in self.store.read_rows(path, Prompt)
         ][: self.num_heldout()]
         said = [row for path in self.store.files(output) for row in self.store.read_rows(path, Generation)]
+        unanswered = [row.prompt_id for row in said if row.finish_reason == "set_aside"]
+        if unanswered:
+            self.reporter.say(f"warning: held-out prompts that end every engine are not judged: {', '.join(unanswered)}")
         tokens = sum(len(row.prompt_tokens) for row in prompts) + sum(len(row.generated_tokens) for row in said)
         return judge(prompts, said, self.tokenizer, evaluation.answer_pattern), tokens, waited
 

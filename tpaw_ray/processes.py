@@ -30,6 +30,15 @@ def model_process(gpus: float) -> dict[str, Any]:
     return {"env_vars": variables if gpus else variables | {"CUDA_VISIBLE_DEVICES": ""}}  # a GPU beside it belongs to others
 
 
+def beside_the_driver() -> dict[str, Any]:
+    """Options of a small actor that must not be lost with a node of the cluster: it runs where its starter does."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
 def free_memory() -> None:
     """Give memory that nothing refers to any more back to the devices and to the system, for others to use."""
     import torch

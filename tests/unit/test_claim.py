@@ -20,7 +20,7 @@ HOLD = """
 import sys, time
 from tpaw_ray.runs.claim import Claim
 from tpaw_ray.runs.store import RunStore
-with Claim(RunStore.open(sys.argv[1], "run")):
+with Claim(RunStore.open(sys.argv[1], "run"), print):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -50,20 +50,20 @@ def elsewhere():
 
 
 def quick(store):
-    return Claim(store, renew_s=0.05, lease_s=0.5)
+    return Claim(store, print, renew_s=0.05, lease_s=0.5)
 
 
 def test_a_claim_is_given_back(store):
-    with Claim(store):
+    with Claim(store, print):
         assert json.loads(Path(store.path("driver.json")).read_text())["holder"]["pid"] == os.getpid()
     assert not store.exists(store.path("driver.json"))
-    with Claim(store):
+    with Claim(store, print):
         pass
 
 
 def test_a_second_driver_is_refused_at_once_and_the_first_goes_on(store, driver):
     began = time.monotonic()
-    with pytest.raises(RunError, match=rf"process {driver.pid} on .* plays this run; stop it first"), Claim(store):
+    with pytest.raises(RunError, match=rf"process {driver.pid} on .* plays this run; stop it first"), Claim(store, print):
         pass
     assert time.monotonic() - began < 30  # it did not wait for a lease
     assert driver.poll() is None and store.exists(store.path("driver.json"))
@@ -73,13 +73,37 @@ def test_the_claim_of_a_killed_driver_is_taken_over(store, driver):
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert store.exists(store.path("driver.json"))
-    with Claim(store):
+    with Claim(store, print):
         pass
+
+
+def test_a_driver_that_was_killed_and_not_reaped_is_dead(store, driver):
+    driver.send_signal(signal.SIGKILL)
+    time.sleep(0.5)  # a zombie now, since nobody has waited for it
+    with Claim(store, print):
+        pass
+
+
+def test_a_driver_found_dead_is_waited_for_once(store, capsys):
+    write(store, elsewhere())
+    claim = quick(store)
+    claim.wait_until_free()
+    began = time.monotonic()
+    with claim:
+        assert time.monotonic() - began < 0.4
+    assert capsys.readouterr().out.count("process 7 on far played this run; waiting up to 0.5 s") == 1
+
+
+def test_giving_a_claim_back_leaves_that_of_another_driver_and_hides_no_error(store):
+    with pytest.raises(ZeroDivisionError), Claim(store, print):
+        write(store, elsewhere())
+        raise ZeroDivisionError
+    assert store.exists(store.path("driver.json"))
 
 
 def test_a_later_process_of_the_same_number_is_not_the_driver(store):
     write(store, replace(Holder.this_process(), born="1"))
-    with Claim(store):
+    with Claim(store, print):
         pass
 
 
@@ -107,7 +131,7 @@ def test_a_driver_that_lost_its_claim_stops_and_says_so(store):
 
 
 def test_of_two_that_begin_together_one_goes_on(store):
-    claims = [Claim(store, renew_s=0.05) for _ in range(2)]
+    claims = [Claim(store, print, renew_s=0.05) for _ in range(2)]
     claims[0].wait_until_free()
     claims[1].wait_until_free()
     claims[1]._write(0)
@@ -119,5 +143,5 @@ def test_of_two_that_begin_together_one_goes_on(store):
 
 def test_a_damaged_claim_is_named(store):
     store.write_json(store.path("driver.json"), {"holder": 3})
-    with pytest.raises(RunError, match=r"driver.json: not a driver's claim"), Claim(store):
+    with pytest.raises(RunError, match=r"driver.json: not a driver's claim"), Claim(store, print):
         pass

@@ -81,3 +81,16 @@ def test_checkpoints_are_told_apart():
     ledger = Ledger()
     play(["a"], {"a"}, ledger=ledger)
     assert ledger.start(1, 0).set_aside == frozenset()
+
+
+def test_an_engine_that_every_prompt_ends_is_given_up_before_many_are_set_aside():
+    prompts = [f"p{number}" for number in range(64)]
+    with pytest.raises(GenerationError, match=f"ended {IN_VAIN} times in a row before it answered anything"):
+        play(prompts, set(prompts))
+
+
+def test_a_process_that_is_killed_while_it_waits_for_its_checkpoint_is_not_to_blame():
+    ledger = Ledger()
+    for _ in range(3 * IN_VAIN):
+        ledger.start(0, 0)
+        ledger.wait(0, 0, True)

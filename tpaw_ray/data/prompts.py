@@ -176,9 +176,7 @@ def prepare_prompts(config: Config, store: RunStore, tokenizer: "PreTrainedToken
     folder = store.path("prompts")
     if store.is_committed(folder):
         return PromptCounts(**store.counts(folder))
-    if store.exists(folder):
-        # A killed run's shards: its last ones may be beyond those that are written now.
-        store.filesystem.delete_dir(folder)
+    store.remove(folder)  # a killed run's shards: its last ones may be beyond those that are written now
     fates: Counter[Fate] = Counter()
     waiting: dict[Fate, list[Prompt]] = {"train": [], "validation": [], "test": []}
     shards: Counter[Fate] = Counter()

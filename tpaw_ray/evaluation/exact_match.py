@@ -28,6 +28,7 @@ def judge(
     answers = []
     for row, text in zip(generations, texts, strict=True):
         reference, found = references[row.prompt_id], _answer(text, pattern)
+        unanswered = reference is None or row.finish_reason == "set_aside"
         answers.append(
             Answer(
                 prompt_id=row.prompt_id,
@@ -35,7 +36,7 @@ def judge(
                 text=text,
                 answer=found,
                 reference_answer=reference,
-                correct=None if reference is None else found == reference,
+                correct=None if unanswered else found == reference,
             )
         )
     return answers

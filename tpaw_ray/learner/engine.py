@@ -1,6 +1,8 @@
 """The live policy under DeepSpeed: model, optimizer and schedule of one update."""
 
+import errno
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,13 @@ class PolicyEngine:
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer and schedule, each worker its own files; all workers must call it."""
-        self.engine.save_checkpoint(str(folder.parent), folder.name, save_latest=False)
+        try:
+            self.engine.save_checkpoint(str(folder.parent), folder.name, save_latest=False)
+        except RuntimeError as error:  # torch's writer says no more than that a write came to nothing
+            if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
+                raise
+            full = shutil.disk_usage(folder.parent).free < 2**20
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
 
     def load(self, folder: str) -> None:
         """Take up what `save` wrote, on as many workers as then. The files are pickles: only those of the own run are read."""

@@ -13,6 +13,7 @@ import ray
 from tpaw_ray.config import Config
 from tpaw_ray.errors import LearnerError
 from tpaw_ray.learner.mailbox import Mailbox, News
+from tpaw_ray.processes import beside_the_driver
 from tpaw_ray.runs.store import RunStore
 
 
@@ -31,8 +32,8 @@ class Learner:
 
     def __init__(self, config: Config, store: RunStore) -> None:
         self.store = store
-        self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
-        group: Any = ray.remote(Group).options(num_cpus=0)
+        self.mailbox: Any = ray.remote(Mailbox).options(**beside_the_driver()).remote()
+        group: Any = ray.remote(Group).options(**beside_the_driver())
         self.group = group.remote()
         self._failure = self.group.fit.remote(config, store, self.mailbox)
         self._broken_off = Event()
@@ -70,7 +71,10 @@ class Learner:
         ray.kill(self.mailbox)
 
     def _collect(self, on_news: Callable[[News], None]) -> None:
-        news = ray.get(self.mailbox.collect.remote())
+        try:
+            news = ray.get(self.mailbox.collect.remote())
+        except ray.exceptions.RayActorError as error:
+            raise LearnerError(f"the process between driver and learner has ended: {error}") from error
         on_news(news)
         if news.failure:
             raise news.failure

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tpaw_ray.learner.batches import TripletLengths, Unit
 from tpaw_ray.policy.batch import TokenBatch, token_batch
+from tpaw_ray.runs.address import told
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Pair, arrow_schema
 
@@ -54,7 +55,7 @@ class Pairs(Sequence[Pair]):
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
         starts = [0]
-        with tempfile.NamedTemporaryFile(prefix="tpaw-pairs-") as file:
+        with told(tempfile.gettempdir(), "written"), tempfile.NamedTemporaryFile(prefix="tpaw-pairs-") as file:
             with pa.ipc.new_file(file.name, arrow_schema(Pair)) as writer:
                 for table in tables:
                     for piece in table.to_batches(self.PIECE):

@@ -38,6 +38,8 @@ class _Engine:
     held: set[str] = field(default_factory=set)
     processes: int = 0
     in_vain: int = 0
+    set_aside_in_a_row: int = 0
+    waits: bool = False
     reason: str = ""
 
 
@@ -71,9 +73,11 @@ class Ledger:
         engine.processes += 1
         if engine.processes > 1:
             self._count_death(engine, of)
-        if engine.in_vain >= IN_VAIN:
+        engine.waits = False
+        in_vain = max(engine.in_vain, engine.set_aside_in_a_row)
+        if in_vain >= IN_VAIN:
             raise GenerationError(
-                f"checkpoint {checkpoint}: an engine ended {engine.in_vain} times in a row before it answered anything: "
+                f"checkpoint {checkpoint}: an engine ended {in_vain} times in a row before it answered anything: "
                 f"{engine.reason or 'it was killed, perhaps for want of memory'}"
             )
         if of.most is not None and len(of.set_aside) > of.most:
@@ -84,6 +88,10 @@ class Ledger:
         suspects = {prompt: deaths for prompt, deaths in of.deaths.items() if deaths >= SUSPECT}
         return Record(set_aside=frozenset(of.set_aside), deaths=suspects)
 
+    def wait(self, checkpoint: int, replica: int, waits: bool) -> None:
+        """Note whether an engine's process has nothing to do until its checkpoint is there: to die then is not its fault."""
+        self._engines[checkpoint, replica].waits = waits
+
     def hold(self, checkpoint: int, replica: int, prompts: Iterable[str]) -> None:
         """Note what an engine is about to take in."""
         self._engines[checkpoint, replica].held |= set(prompts)
@@ -91,7 +99,7 @@ class Ledger:
     def release(self, checkpoint: int, replica: int, prompts: Iterable[str]) -> None:
         """Note what an engine has answered: it is not what kills it."""
         engine = self._engines[checkpoint, replica]
-        engine.in_vain = 0
+        engine.in_vain = engine.set_aside_in_a_row = 0
         for prompt in prompts:
             engine.held.discard(prompt)
             self._checkpoints[checkpoint].deaths.pop(prompt, None)
@@ -107,9 +115,10 @@ class Ledger:
             (prompt,) = engine.held
             of.set_aside.append(prompt)
             del of.deaths[prompt]
+            engine.set_aside_in_a_row += 1
         if apart:  # there are fewer suspects than before
             engine.in_vain = 0
-        else:
+        elif not engine.waits:
             engine.in_vain += 1
         engine.held.clear()
 

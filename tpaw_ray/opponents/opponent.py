@@ -127,9 +127,9 @@ class Opponent:
 
     def _run(self) -> None:
         try:
+            self._record = _begin(self._ledger, self._key)
             self._await_checkpoint()
             began = time.monotonic()
-            self._record = _begin(self._ledger, self._key)
             engine = self._load_engine()
             self._vocabulary = engine.vocabulary
             self._started.set_result(time.monotonic() - began)
@@ -149,8 +149,10 @@ class Opponent:
         began = time.monotonic()
         self._import_engine()
         self._import_s = time.monotonic() - began
+        ray.get(self._ledger.wait.remote(*self._key, True))
         while not self._store.exists(self._ready_file):
             time.sleep(self._store.poll_s)
+        ray.get(self._ledger.wait.remote(*self._key, False))
 
     def _import_engine(self) -> None:
         # Looking for garbage among the million objects of this import takes a tenth of its 13 s.

@@ -11,7 +11,7 @@ from tpaw_ray.errors import GenerationError, RunError
 from tpaw_ray.opponents.ledger import Ledger
 from tpaw_ray.opponents.messages import EngineSettings, Request, Response, Sampling, Seat
 from tpaw_ray.opponents.opponent import Opponent
-from tpaw_ray.processes import model_process
+from tpaw_ray.processes import beside_the_driver, model_process
 
 WITHOUT_END = -1
 """Ray replaces a process that ended unasked (an engine broke down, a node is lost) and asks it again; the ledger ends that."""
@@ -71,7 +71,7 @@ class Roster:
     def ledger(self) -> Any:
         """The actor that knows what engines held when they died; it starts with the first opponent."""
         if self._ledger is None:
-            self._ledger = ray.remote(Ledger).options(num_cpus=0).remote()
+            self._ledger = ray.remote(Ledger).options(**beside_the_driver()).remote()
         return self._ledger
 
     def expect(self, checkpoint: int, most_set_aside: int) -> None:

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,8 +56,12 @@ class Claim:
             this process did not renew it, on which its thread is interrupted.
     """
 
-    def __init__(self, store: RunStore, *, renew_s: float = RENEW_S, lease_s: float = LEASE_S) -> None:
+    def __init__(
+        self, store: RunStore, say: Callable[[str], object], *, renew_s: float = RENEW_S, lease_s: float = LEASE_S
+    ) -> None:
         self._store = store
+        self._say = say
+        self._dead: tuple[Holder, int] | None = None
         self._path = store.path("driver.json")
         self._renew_s, self._lease_s = renew_s, lease_s
         self._me = Holder.this_process()
@@ -74,10 +79,13 @@ class Claim:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._over.set()
-        self._renewing.join()
+        self._renewing.join(timeout=self._renew_s)  # a store that does not answer is not waited for
         if self._taken_by:
             raise RunError(f"{self._store.root}: {self._taken_by} took this run over, because this one did not renew its claim")
-        self._store.remove(self._path)
+        with suppress(RunError):  # left behind, it is the claim of a dead driver
+            found = self._read()
+            if found and found[0] == self._me:
+                self._store.remove(self._path)
 
     def wait_until_free(self) -> None:
         """Return when nobody holds the claim: at once, or when a driver on another machine has not renewed it for a lease.
@@ -86,8 +94,10 @@ class Claim:
             RunError: when another driver plays this run.
         """
         found = self._read()
-        if found is None or found[0].is_dead():
+        if found is None or found[0].is_dead() or found == self._dead:
             return
+        if found[0].is_dead() is None:
+            self._say(f"{found[0]} played this run; waiting up to {self._lease_s:g} s to see whether it still does")
         deadline = time.monotonic() + self._lease_s
         while found[0].is_dead() is None and time.monotonic() < deadline:
             time.sleep(min(1.0, self._renew_s))
@@ -98,6 +108,7 @@ class Claim:
                 raise self._refusal(now[0])
         if found[0].is_dead() is False:
             raise self._refusal(found[0])
+        self._dead = found
 
     def _check_it_is_ours(self) -> None:
         found = self._read()
@@ -106,7 +117,9 @@ class Claim:
 
     def _refusal(self, holder: Holder | None) -> RunError:
         who = holder or "another process"
-        return RunError(f"{self._store.root}: {who} plays this run; stop it first, or give this run another run.name")
+        return RunError(
+            f"{self._store.root}: {who} plays this run; stop it first, or choose another run.name ({self._path} is its claim)"
+        )
 
     def _read(self) -> tuple[Holder, int] | None:
         """Who holds the claim, and how often it was renewed; None where nobody does."""
@@ -128,7 +141,9 @@ class Claim:
                 found = self._read()
                 if found and found[0] != self._me:
                     self._taken_by = found[0]
-                    signal.pthread_kill(self._holding_thread, signal.SIGINT)  # as Ctrl-C would
+                    # As Ctrl-C would; a command in the background may ignore that one.
+                    heard = signal.SIGTERM if callable(signal.getsignal(signal.SIGTERM)) else signal.SIGINT
+                    signal.pthread_kill(self._holding_thread, heard)
                     return
                 renewed += 1
                 self._write(renewed)
@@ -140,8 +155,9 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process began, in ticks since the boot (proc(5)); empty where there is none of that number."""
+    """When a process began, in ticks since the boot (proc(5)); empty where none of that number lives."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return "" if state in "ZX" else fields[18]
     except (FileNotFoundError, ProcessLookupError):
         return ""

@@ -1,13 +1,12 @@
 """Whether a config may go on with a run that another command started."""
 
-import os
 from typing import Any
 
 from tpaw_ray.config import Config, resolve_config
 from tpaw_ray.errors import RunError
 from tpaw_ray.plain_yaml import parse_plain_yaml
 from tpaw_ray.runs.store import RunStore
-from tpaw_ray.wording import one_line, shorten
+from tpaw_ray.wording import shorten
 
 MAY_CHANGE = (
     "iterations",
@@ -32,12 +31,9 @@ def check_same_run(config: Config, store: RunStore) -> None:
         RunError: with the differing fields, or when the run's `config.yaml` is damaged.
     """
     path = store.path("config.yaml")
-    try:
-        if not store.exists(path):
-            return
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
-        reason = os.strerror(error.errno) if error.errno else one_line(error)
-        raise RunError(f"run.root: {shorten(store.root)} cannot be used: {reason}") from error
+    made = (store.path("prompts"), store.path("iterations"), store.checkpoint(0))
+    if not store.exists(path) or not any(map(store.exists, made)):  # nothing was made of the config yet
+        return
     # Resolved anew, so that a field which a later version brought counts with its default.
     started = _flat(resolve_config(_content(store, path), source=path).model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))

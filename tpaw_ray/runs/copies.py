@@ -49,6 +49,9 @@ def copy_of(key: str, fill: Callable[[Path], None]) -> str:
 
 
 def _make_room() -> None:
+    for begun in cache_folder().glob("*.writing"):  # by processes that were killed
+        if time.time() - _asked_s(begun) > FRESH_S:
+            shutil.rmtree(begun, ignore_errors=True)
     copies = sorted((path for path in cache_folder().iterdir() if path.is_dir() and not path.suffix), key=_asked_s)
     for copy in copies[:-KEPT]:
         with _lock(copy):

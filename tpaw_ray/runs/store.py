@@ -18,9 +18,11 @@ its folder, written last, with counts and the checksum of every file; a stage wi
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -156,15 +158,18 @@ class RunStore:
         reached(Place.WRITTEN, self.inside(path))
 
     def _put_beside(self, path: str, content: bytes) -> None:
-        beside = f"{path}.writing"
+        beside = Path(f"{path}.{uuid.uuid4().hex[:8]}.writing")  # a name of its own: a dead node's task may still write
         try:
-            self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-            self._put(beside, content)
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # or a marker could outlive a power failure that its stage does not
             reached(Place.WRITE, self.inside(path))
-            self.filesystem.move(beside, path)
+            beside.replace(path)
         except OSError:
             with suppress(OSError):
-                self.filesystem.delete_file(beside)
+                beside.unlink()
             raise
 
     def _put(self, path: str, content: bytes) -> None:
@@ -343,6 +348,7 @@ class RunStore:
 
     def commit(self, directory: str, **counts: float | str | None) -> None:
         """Mark a stage as done: its counts, when it ended (Unix time), and size and SHA-256 of every file in its folder."""
+        self._clear_leftovers(directory)
         files = {
             path.removeprefix(f"{directory}/"): {"bytes": size, "sha256": digest}
             for path in self.files(directory)
@@ -351,6 +357,13 @@ class RunStore:
         reached(Place.MARK, self.inside(directory))
         self.write_json(f"{directory}/{MARKER}", {"counts": counts, "ended": round(time.time(), 3), "files": files})
         reached(Place.MARKED, self.inside(directory))
+
+    def _clear_leftovers(self, directory: str) -> None:
+        """Remove what killed processes had begun to write in a folder whose files are all there now."""
+        if not self.scheme:
+            for beside in Path(directory).rglob("*.writing"):
+                with suppress(OSError):
+                    beside.unlink()
 
     def reopen(self, directory: str) -> None:
         """Take the checksums out of a stage's marker, since its files are about to be made again. Its counts stay."""

@@ -92,6 +92,7 @@ class Summary:
             if "empty" in counts:  # a run that an earlier version began did not count them
                 names = ("sequences", "empty", "cut_off")
                 without = tuple(counts.get("set_aside", "").split())
+                counts = counts | {"sequences": counts["sequences"] - len(without)}
                 said += Said(tokens=counts["generated"], set_aside=without, **{name: counts[name] for name in names})
         return said
 

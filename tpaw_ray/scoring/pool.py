@@ -63,7 +63,10 @@ class ScorerPool:
             asked = missing
         if not asked:
             return 0.0
-        return max(ray.get([scorer.rest.remote() for scorer in self.scorers]))
+        try:
+            return max(ray.get([scorer.rest.remote() for scorer in self.scorers]))
+        except ray.exceptions.RayActorError as error:
+            raise RunError(f"a scorer is gone for good, after up to {MAX_RESTARTS} restarts: {error}") from error
 
     def close(self) -> None:
         """End the scorers, whatever they do."""
