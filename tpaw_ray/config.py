@@ -466,7 +466,9 @@ def _lines(error: ValidationError) -> list[str]:
         )
         message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
         # Of a number or a list of numbers, only what the value was meant for is told.
-        if (problem["type"], type(value)) in [("float_type", list), *(("list_type", kind) for kind in (str, bool, int, float))]:
+        in_a_list = any(str(part).startswith("list[") for part in problem["loc"])
+        kind = problem["type"], type(value)
+        if (kind == ("float_type", list) and not in_a_list) or kind in [("list_type", one) for one in (str, bool, int, float)]:
             continue
         if problem["type"] == "extra_forbidden":
             close = get_close_matches(field[:100], [*leaves, *Config.model_fields], n=1)

@@ -385,7 +385,7 @@ MODELS = {
 
 def earlier_config(text):
     def write(house):
-        (house.runs / "t").mkdir(parents=True)
+        (house.runs / "t/prompts").mkdir(parents=True)  # something was made of it
         (house.runs / "t/config.yaml").write_text(text)
         return ()
 

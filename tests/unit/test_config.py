@@ -309,3 +309,8 @@ def test_config_and_errors_import_without_torch_ray_or_vllm():
 
 def test_per_iteration_values_are_finite(refused):
     assert "objective.reward_scale" in refused("", "objective.reward_scale=[0.1, .inf]")
+
+
+def test_a_list_in_a_list_of_numbers_is_told():
+    with pytest.raises(ConfigError, match=r"learner.learning_rate.0: Input should be a valid number, found \[\]"):
+        resolve_config({**REQUIRED, "learner": {"learning_rate": [[], 1e-7]}})

@@ -157,6 +157,9 @@ def test_an_existing_run_with_another_config_is_refused_and_with_the_same_it_goe
     run = tmp_path / "runs/t"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(dump_config(load_config(config_file)))
+    code, _, _ = plan("objective.gamma=0.1")
+    assert code == 0  # nothing was made of it yet
+    (run / "prompts").mkdir()
     code, _, err = plan("objective.gamma=0.1")
     assert code == 5 and "objective.gamma: started with 0.5, now 0.1" in err
     code, out, _ = plan("iterations=7", "opponents.batch=16")
