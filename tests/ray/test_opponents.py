@@ -303,7 +303,7 @@ def test_an_engine_that_dies_whatever_it_holds_is_given_up_with_its_reason(ray_s
     roster = EchoRoster(SETTINGS, replicas=1, cpus=0.1, gpus=0)
     roster.host(0, str(tmp_path / "absent"), str(tmp_path))  # so that every step raises
     with pytest.raises(GenerationError, match=r"ended 4 times in a row before it answered anything: FileNotFoundError"):
-        ask(roster.opponents(0), 0, numbers(1, 2), GREEDY)
+        ask(roster.opponents(0), 0, numbers(*range(8)), GREEDY)
     roster.retire_all()
 
 
