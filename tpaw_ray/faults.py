@@ -1,12 +1,12 @@
 """Named places at which a test may hold a process, to kill it or another one there. Does nothing unless a test arms it.
 
-    a test                                a process of the run
-    writes `armed`: "written */pairs/*"   reaches a place of that name and path: renames `armed` to `held`, writes its
-                                          process id into it, and waits
-    kills whom it wants, arms the next    (dead, or still waiting)
-    removes `held`                        goes on
+    a test                                   a process of the run
+    writes `armed/1`: "written */pairs/*"    reaches a place of that name and path: renames the file to `held/1`, writes
+                                             its process id into it, and waits
+    kills whom it wants                      (dead, or still waiting)
+    removes `held/1`                         goes on
 
-`TPAW_FAULTS` names the folder of these two files. Processes of a run have it from the driver's environment.
+`TPAW_FAULTS` names the folder of these files. Processes of a run have it from the driver's environment.
 """
 
 import os
@@ -45,13 +45,15 @@ def reached(place: Place, path: str) -> None:
 
 
 def _hold(folder: Path, place: Place, path: str) -> None:
-    try:
-        wanted, pattern = (folder / "armed").read_text().split()
-        if wanted != place.value or not fnmatchcase(path, pattern):
-            return
-        (folder / "armed").rename(folder / "held")
-    except FileNotFoundError:  # nothing is armed, or another process was held for it
-        return
-    (folder / "held").write_text(f"{os.getpid()}\n")
-    while (folder / "held").exists():
-        time.sleep(POLL_S)
+    for armed in sorted((folder / "armed").iterdir()):
+        held = folder / "held" / armed.name
+        try:
+            wanted, pattern = armed.read_text().split()
+            if wanted != place.value or not fnmatchcase(path, pattern):
+                continue
+            armed.rename(held)
+        except FileNotFoundError:  # another process was held for it
+            continue
+        held.write_text(f"{os.getpid()}\n")
+        while held.exists():
+            time.sleep(POLL_S)

@@ -333,19 +333,16 @@ def test_the_last_checkpoint_loads_in_transformers_and_answers(store):
 
 
 def test_a_run_whose_processes_are_killed_ends_with_the_same_files(folder, first):
-    """The quick part of the kill matrix: each victim once, the driver twice."""
+    """The quick part of the kill matrix: each victim once."""
     config = write_config(folder, "killed")
     run = Victim(["run", str(config), "iterations=1", "learner.save_steps=1"], folder / "faults")
-    for place, pattern, victim in (
-        (Place.ANSWER, "checkpoints/000/*", "opponent"),
-        (Place.WRITTEN, "iterations/000/rollouts/opponent-000/00001.parquet", "driver"),
-        (Place.SCORE, "iterations/000/scores/player-000/*/00001.parquet", "scorer"),
-        (Place.STEP, "iterations/000/steps/000001/rank-0", "learner worker"),
-        (Place.MARK, "checkpoints/001", "driver"),
-    ):
-        run.hold(place, pattern)
-        assert run.kill(victim), victim
-        run.let_go()
+    for victim, places in {
+        "opponent": {"an answer": (Place.ANSWER, "checkpoints/000/*")},
+        "scorer": {"a shard of scores": (Place.SCORE, "iterations/000/scores/player-000/*/00001.parquet")},
+        "learner worker": {"a step": (Place.STEP, "iterations/000/steps/000001/rank-0")},
+        "driver": {"the marker": (Place.MARK, "checkpoints/001")},
+    }.items():
+        assert list(run.killed_at(places, victim)) == [(*places, True)]
     run.finish()
     stages = ("prompts", "checkpoints/000", "checkpoints/001", "evaluations/000", "evaluations/001", "iterations/000")
     found, expected = (

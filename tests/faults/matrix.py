@@ -28,7 +28,7 @@ PLACES = {
     "commit: before the marker": (Place.WRITE, "iterations/001/committed.json"),
     "commit: before the summary": (Place.WRITTEN, "iterations/001/committed.json"),
 }
-"""In the order in which a run of two iterations comes to them."""
+"""Roughly in the order in which a run of two iterations comes to them; stages that run side by side come as they come."""
 
 SAVED = ("learner.save_steps=2", "learner.max_restarts=1000")
 """Overrides that a run needs to come to all of them, and to go on as often as it is killed."""

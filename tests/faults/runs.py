@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.holding import Holding
@@ -48,15 +49,43 @@ class Victim:
             )
         self.sessions.add(self.process.pid)
 
-    def hold(self, place: Place, pattern: str, timeout_s: float = 240) -> None:
-        """Run until a process comes to a place, where it waits."""
-        self.holding.arm(place, pattern)
+    def killed_at(self, places: dict[str, tuple[Place, str]], victim: str) -> Iterator[tuple[str, bool]]:
+        """Run to the end of all places, in whatever order they come, and kill the victim at each.
+
+        Yields the place's name, and whether there was such a process, while the run is held there.
+        """
+        self.arm(places)
+        done: set[str] = set()
+        while len(done) < len(places):
+            name = self.next_held()
+            found = self.kill(victim)
+            done.add(name)
+            yield name, found
+            self.holding.let_go(name)
+            self.arm_again(places, done)
+
+    def arm(self, places: dict[str, tuple[Place, str]]) -> None:
+        for name, (place, pattern) in places.items():
+            self.holding.arm(place, pattern, name)
+
+    def arm_again(self, places: dict[str, tuple[Place, str]], done: set[str]) -> None:
+        """Arm the places again at which a process was held that has been killed meanwhile."""
+        living = {pid for pid, _ in self._living()}
+        for name, pid in self.holding.caught().items():
+            if pid not in living and name not in done:
+                self.holding.let_go(name)
+                self.holding.arm(*places[name], name)
+
+    def next_held(self, timeout_s: float = 300) -> str:
+        """Run until a process is held at one of the armed places; its name."""
         self.start()
         deadline = time.monotonic() + timeout_s
-        while not (self.holding.folder / "held").exists():
-            assert self.process.poll() is None, f"{pattern}: the run ended before: {self.log.read_text()[-2000:]}"
-            assert time.monotonic() < deadline, f"{pattern}: never reached: {self.log.read_text()[-2000:]}"
+        while not (caught := self.holding.caught()):
+            left = [path.name for path in self.holding.armed.iterdir()]
+            assert self.process.poll() is None, f"the run ended before {left}: {self.log.read_text()[-2000:]}"
+            assert time.monotonic() < deadline, f"never reached {left}: {self.log.read_text()[-2000:]}"
             time.sleep(0.05)
+        return next(iter(caught))
 
     def kill(self, victim: str) -> bool:
         """Kill the driver, or all processes of a kind of actor; whether there were any."""
@@ -67,9 +96,6 @@ class Victim:
             self.process.wait()
             self.await_silence(but=LINGERING)
         return bool(pids)
-
-    def let_go(self) -> None:
-        self.holding.let_go()
 
     def finish(self, timeout_s: float = 300) -> None:
         """Run to the end."""

@@ -47,12 +47,11 @@ def test_a_run_that_is_killed_everywhere_ends_like_one_that_was_not(folder, undi
     run = Victim(["run", str(config), *SAVED], folder / f"faults-{name}")
     expected = undisturbed | {"config.yaml": None}
     began = time.monotonic()
-    for row, (place, pattern) in PLACES.items():
-        run.hold(place, pattern)
-        table[row, victim] = IDENTICAL if run.kill(victim) else ABSENT
-        run.let_go()
+    for place, was_there in run.killed_at(PLACES, victim):
+        table[place, victim] = IDENTICAL if was_there else ABSENT
         differing = [file for file, digest in contents(root, committed_only=True).items() if digest != expected.get(file)]
-        assert not differing, f"{row}: {differing}"
+        assert not differing, f"{place}: {differing}"
+        print(f"{victim}, {place}: {table[place, victim]} ({time.monotonic() - began:.0f} s)", flush=True)
     run.finish()
     found = contents(root) | {"config.yaml": None}
     assert {file for file in found.keys() | expected.keys() if found.get(file) != expected.get(file)} == set()
