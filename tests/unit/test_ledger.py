@@ -94,3 +94,4 @@ def test_a_process_that_is_killed_while_it_waits_for_its_checkpoint_is_not_to_bl
     for _ in range(3 * IN_VAIN):
         ledger.start(0, 0)
         ledger.wait(0, 0, True)
+    assert ledger.start(0, 0).set_aside == frozenset()  # neither given up nor anything to blame
