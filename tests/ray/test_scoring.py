@@ -144,7 +144,7 @@ def test_closing_ends_scorers_that_wait_for_a_rollout(pool, store):
         scoring = thread.submit(pool.score, work[:1], lambda count: None)
         assert wait([scoring], timeout=3).not_done
         pool.close()
-        with pytest.raises(RunError, match="a scorer is gone for good"):
+        with pytest.raises(RunError, match="its scorer was ended"):
             scoring.result(timeout=60)
 
 

@@ -15,8 +15,10 @@ from tpaw_ray.runs.store import RunStore
 from tpaw_ray.scoring.scorer import Scorer
 from tpaw_ray.scoring.shards import ScoreShard, is_scored
 
-MAX_RESTARTS = 3
-"""How often Ray replaces a scorer's process that ended unasked; what it worked on is asked again."""
+WITHOUT_END = -1
+"""Ray replaces a scorer's process as often as it dies: a run lasts days."""
+RETRIES = 3
+"""How often a shard is asked for again whose scorer died; what ends every scorer ends the run."""
 
 
 class ScorerPool:
@@ -31,8 +33,8 @@ class ScorerPool:
         actor: Any = ray.remote(Scorer).options(
             num_cpus=config.scoring.cpus,
             num_gpus=config.scoring.gpus,
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=MAX_RESTARTS,
+            max_restarts=WITHOUT_END,
+            max_task_retries=RETRIES,
             max_concurrency=SCORER_SHARDS,
             runtime_env=model_process(config.scoring.gpus),
         )
@@ -45,7 +47,7 @@ class ScorerPool:
 
         Raises:
             CheckpointError: when a player's model cannot be loaded or used.
-            RunError: when a table cannot be read, a scorer is gone for good, or what it wrote does not appear in the folder.
+            RunError: when a table cannot be read, a scorer died of a shard again and again, or what it wrote does not appear in the folder.
         """
         wanted = list(shards)
         asked: list[dict[str, Any]] = []
@@ -66,7 +68,7 @@ class ScorerPool:
         try:
             return max(ray.get([scorer.rest.remote() for scorer in self.scorers]))
         except ray.exceptions.RayActorError as error:
-            raise RunError(f"a scorer is gone for good, after up to {MAX_RESTARTS} restarts: {error}") from error
+            raise RunError(f"a scorer died {RETRIES + 1} times when its work was done: {error}") from error
 
     def close(self) -> None:
         """End the scorers, whatever they do."""
@@ -90,4 +92,4 @@ class _AskScorer:
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayActorError as error:
-            raise RunError(f"a scorer is gone for good, after up to {MAX_RESTARTS} restarts: {error}") from error
+            raise RunError(f"{shard.output}: its scorer was ended, or died {RETRIES + 1} times while it made this file: {error}") from error
