@@ -47,7 +47,7 @@ class ScorerPool:
 
         Raises:
             CheckpointError: when a player's model cannot be loaded or used.
-            RunError: when a table cannot be read, a scorer died of a shard again and again, or what it wrote does not appear in the folder.
+            RunError: when a table cannot be read, a shard ends every scorer, or what a scorer wrote does not appear in the folder.
         """
         wanted = list(shards)
         asked: list[dict[str, Any]] = []
@@ -92,4 +92,5 @@ class _AskScorer:
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayActorError as error:
-            raise RunError(f"{shard.output}: its scorer was ended, or died {RETRIES + 1} times while it made this file: {error}") from error
+            times = f"was ended, or died {RETRIES + 1} times while it made this file"
+            raise RunError(f"{shard.output}: its scorer {times}: {error}") from error
