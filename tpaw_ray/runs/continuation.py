@@ -34,8 +34,7 @@ def check_same_run(config: Config, store: RunStore) -> None:
     made = (store.path("prompts"), store.path("iterations"), store.checkpoint(0))
     if not store.exists(path) or not any(map(store.exists, made)):  # nothing was made of the config yet
         return
-    # Resolved anew, so that a field which a later version brought counts with its default.
-    started = _flat(resolve_config(_content(store, path), source=path).model_dump(mode="json"))
+    started = _flat(started_with(store).model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
     differing = [
         f"  {key}: started with {shorten(started.get(key))}, now {shorten(now.get(key))}"
@@ -44,6 +43,17 @@ def check_same_run(config: Config, store: RunStore) -> None:
     ]
     if differing:
         raise RunError("\n".join([f"{store.root} was started with another config; choose another run.name or undo:", *differing]))
+
+
+def started_with(store: RunStore) -> Config:
+    """The config that a run was started with, resolved anew, so that a field which a later version brought has its default.
+
+    Raises:
+        RunError: when the run's `config.yaml` is missing or damaged.
+        ConfigError: when this version does not take it.
+    """
+    path = store.path("config.yaml")
+    return resolve_config(_content(store, path), source=path)
 
 
 def _content(store: RunStore, path: str) -> dict[str, Any]:

@@ -78,6 +78,10 @@ class MetricsLog:
         """The learner's own record of an update, written whole at its end."""
         self._write(f"{self.store.learner(iteration)}/metrics.jsonl", [asdict(row) for row in rows])
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The run's rows so far, those of an update under way included."""
+        return self._read(self.path)
+
     def of_update(self, iteration: int) -> list[dict[str, Any]]:
         """The rows of a finished update."""
         return self._read(f"{self.store.learner(iteration)}/metrics.jsonl")
