@@ -66,6 +66,24 @@ def plan(
     show(forecast(resolved), resolved, Console(highlight=False), device)
 
 
+@app.command()
+def report(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|EXPERIMENT", help="The folder of a run or an experiment, or its s3:// address.")
+    ],
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Where to write; report.html in the folder itself.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=0, max=100_000, help="Training prompts to browse, and as many held-out ones, evenly spaced.")
+    ] = 1000,
+) -> None:
+    """Write one HTML file that shows a run or an experiment, and needs no network."""
+    from tpaw_ray.report.page import write_report
+
+    print(visible(write_report(run, to, samples)))
+
+
 def main() -> None:
     """The entry point: one clear message for what a user can mend, a traceback for what only we can."""
     try:

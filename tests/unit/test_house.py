@@ -30,6 +30,7 @@ FLOORS = {
     "scoring": 5,
     "learner": 5,
     "evaluation": 5,
+    "report": 6,
     "loop": 6,
     "cli": 7,
     "launch": 7,

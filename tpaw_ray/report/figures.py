@@ -207,16 +207,19 @@ def _environment(store: RunStore) -> dict[str, Facts]:
     topics: dict[str, list[tuple[str, str]]] = {"source": [], "machine": []}
     for name, value in content.items():
         if isinstance(value, dict):
-            topics[name] = [(str(key), _fact(inner)) for key, inner in value.items()]
+            topics[name] = [_fact(str(key), inner) for key, inner in value.items()]
         else:
-            topics["source" if name in ("commit", "seed", "python") else "machine"].append((name.replace("_", " "), _fact(value)))
+            topics["source" if name in ("commit", "seed", "python") else "machine"].append(_fact(str(name), value))
     return {name: tuple(facts) for name, facts in topics.items() if facts}
 
 
-def _fact(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value.is_integer() else f"{value:,g}"
-    return "unknown" if value is None else str(value)
+def _fact(name: str, value: object) -> tuple[str, str]:
+    told = name.replace("_", " ").replace(" gib", ", GiB")
+    if value is None:
+        return told, "unknown"
+    if isinstance(value, float) and name.endswith("memory"):  # Ray counts bytes
+        return f"{told}, GiB", f"{value / 2**30:,.1f}"
+    return told, f"{value:,g}" if isinstance(value, float) else str(value)
 
 
 # Curves.

@@ -18,7 +18,7 @@ from tpaw_ray.runs.store import RunStore
 SAMPLES = 1000
 """Training prompts, and as many held-out ones, that a report has unless it is asked for another number."""
 _ROLLOUT = re.compile(r"iterations/(\d+)/rollouts/opponent-(\d+)/")
-_SCORES = re.compile(r"iterations/(\d+)/scores/player-(\d+)/(targets|rollout-\d+-\d+)/")
+_SCORES = re.compile(r"iterations/(\d+)/scores/player-(\d+)/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +130,10 @@ def _training(store: RunStore, config: Config, tokenizer: Tokenizer, limit: int)
     files = store.files(store.path("iterations"))
     rollouts = sorted({Rollout(int(found[1]), int(found[2])) for path in files if (found := _ROLLOUT.search(path))})
     rollouts = [rollout for rollout in rollouts if store.is_committed(store.rollout(rollout))]
-    scores = {(found[2], found[3]) for path in files if (found := _SCORES.search(path))}
-    players = tuple(sorted({int(player) for player, _ in scores}))
-    there = set(files)
+    scored = {path: (int(found[1]), int(found[2])) for path in files if (found := _SCORES.search(path))}
+    committed = {number for number, _ in scored.values() if store.is_committed(f"{store.iteration(number)}/scores")}
+    there = {path for path, (number, _) in scored.items() if number in committed}
+    players = tuple(sorted({scored[path][1] for path in there}))
     samples: list[Sample] = []
     total = sum(store.num_rows(path) for path in store.files(store.prompts("train")))
     for path, rows in _choose(store, "train", limit, total):
