@@ -10,7 +10,7 @@ from tpaw_ray.report.figures import Facts, RunFigures, gather_run, store_at
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.wording import one_line, shorten
 
-POINTS = 300
+POINTS = 120
 """Points of a method's curve by step."""
 STEP_CURVES = ("target_reward", "generated_reward", "margin", "target_weight_share", "target_logp", "generated_length")
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,7 @@ def _browsed_sample(sample: Sample) -> list[Any]:
 
 
 def _render(template: str, drawn: Mapping[str, Any], browsed: Mapping[str, Any] | None, **values: Any) -> str:
-    plotly = files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
+    plotly, packed = _plotly()
     scripts = [_part(name) for name in ("theme.js", "charts.js", *(["samples.js"] if browsed else []))]
     return (
         _environment()
@@ -174,12 +175,19 @@ def _render(template: str, drawn: Mapping[str, Any], browsed: Mapping[str, Any] 
             policy=_policy([*(script.encode() for script in scripts), plotly]),
             style=Markup(_part("page.css")),
             scripts=[Markup(script) for script in scripts],
-            plotly=Markup(_packed(plotly)),
+            plotly=Markup(packed),
             drawn=Markup(_json(drawn).replace("<", "\\u003c")),
             browsed=Markup(_packed(_json(browsed).encode())) if browsed else "",
             **values,
         )
     )
+
+
+@cache
+def _plotly() -> tuple[bytes, str]:
+    """The drawing library, and the same compressed."""
+    found = files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
+    return found, _packed(found)
 
 
 def _environment() -> Environment:
