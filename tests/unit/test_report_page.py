@@ -1,9 +1,10 @@
-"""The report in a real browser: it opens without errors and requests, fits its window, filters, and shows hostile text as text."""
+"""The report in a real browser: it opens without errors and requests, fits its window, filters, and hostile text stays text."""
 
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.browser import browser
 from tests.made_run import HELDOUT, TRAIN, MadeRun, finished_run
@@ -21,6 +22,9 @@ HOSTILE = (
     "{{ 7 * 7 }} {% raw %} ${attacked} <!-- -->",
     "\u2028line\u2029 \ud800 lone \U000e0041 tag \xa0space\ttab",
 )
+
+PATIENCE_MS = 120_000  # a machine that does other things too
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,7 @@ def opened(chromium, tmp_path, html, width=1440, scheme="light"):
     errors, requests = [], []
     context = chromium.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
     page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
@@ -74,7 +79,7 @@ def test_a_page_draws_every_chart_and_fits_its_window_in_both_themes(chromium, f
     with opened(chromium, tmp_path, finished, width, "dark") as page:
         assert background(page) < 60 and overflow(page) <= 0
         charts = page.locator("[data-chart]").count()
-        assert charts == 11 and page.locator("[data-chart] .main-svg .plot").count() == charts
+        assert charts == 11 and page.locator("[data-chart]:has(.trace)").count() == charts
         dark = axis_colour(page)
         page.locator("#theme").click()
         assert background(page) > 200 and overflow(page) <= 0
@@ -105,11 +110,12 @@ def test_filters_choose_by_verdict_checkpoint_and_text(chromium, finished, tmp_p
         assert found(page) == [] and page.inner_text("#count") == "None of 4 samples fits."
         page.select_option("#verdict", "all")
         page.fill("#query", "5+4")
-        page.wait_for_function("document.querySelectorAll('.sample').length === 1")
+        expect(page.locator(".sample")).to_have_count(1)
         assert found(page) == prompts("5+4=") and page.inner_text("#count") == "1–1 of 1 that fit, of 4 samples"
+        assert page.evaluate("[...CSS.highlights.get('found')].map(String)") == ["5+4"]
         page.fill("#query", "")
         page.locator("[data-set='1']").click()
-        page.wait_for_function("document.querySelectorAll('.sample').length === 3")
+        expect(page.locator(".sample")).to_have_count(3)
         page.select_option("#voice", label="iteration 1: checkpoint 001")
         page.select_option("#verdict", "incorrect")
         assert found(page) == prompts("3+3=")
@@ -147,8 +153,8 @@ def test_hostile_text_stays_text(chromium, finished, tmp_path):
     shown = SampleSet(title=HOSTILE[0], voices=HOSTILE, players=(0,), total=1, samples=(sample,))
     page_text = run_page(figures, Samples(sets=(shown,), special=("<|end|>", "(", "</script>")))
     with opened(chromium, tmp_path, page_text) as page:
-        page.fill("#query", "<img")
-        page.wait_for_timeout(300)
+        page.fill("#query", "onerror")
+        expect(page.locator("#count")).to_have_text("1–1 of 1 samples")
         assert page.evaluate("window.attacked") is None
         assert page.locator("img, #list script, main script, iframe").count() == 0
         texts = page.locator(".said .text").all_inner_texts()
@@ -196,20 +202,20 @@ def test_ten_thousand_samples_are_data_and_only_a_page_of_them_elements(chromium
     shown = SampleSet(title="Many", voices=("a", "b", "c"), players=(0, 1), total=10_000, samples=samples)
     with opened(chromium, tmp_path, run_page(gather_run(run.store), Samples(sets=(shown,), special=("<|end|>",)))) as page:
         assert page.inner_text("#count") == "1–10 of 10,000 samples" and page.inner_text("#page") == "page 1 of 1,000"
-        assert page.locator("#list *").count() < 500
+        assert page.locator("#list *").count() < 1000
         page.select_option("#verdict", "correct")
         assert page.inner_text("#page") == "page 1 of 334"
         page.fill("#query", "question 9999:")
-        page.wait_for_function("document.querySelectorAll('.sample').length === 1")
+        expect(page.locator(".sample")).to_have_count(1)
         assert page.inner_text("#count") == "1–1 of 1 that fit, of 10,000 samples"
         page.fill("#query", "")
-        page.wait_for_function("document.querySelectorAll('.sample').length === 10")
+        expect(page.locator(".sample")).to_have_count(10)
         page.select_option("#order", "unlikely")
         assert page.locator(".sample header").first.inner_text().split() == ["row", "9999", "prompt", "p9999"]
         page.locator("#next").click()
         page.locator("body").press("ArrowRight")
         assert page.inner_text("#page") == "page 3 of 334"
-        assert page.locator("#list *").count() < 500
+        assert page.locator("#list *").count() < 1000
 
 
 def test_an_unfinished_run_without_a_judge_says_so(chromium, tmp_path):
@@ -240,7 +246,7 @@ def test_an_experiments_page_draws_its_methods(chromium, tmp_path, width):
     store.write_json(store.path("experiment.json"), content)
     assert is_experiment(store)
     with opened(chromium, tmp_path, experiment_page(gather_experiment(store)), width) as page:
-        assert page.locator("[data-chart] .main-svg .plot").count() == 8 and overflow(page) <= 0
+        assert page.locator("[data-chart]:has(.trace)").count() == 8 and overflow(page) <= 0
         assert page.evaluate("window.attacked") is None and page.locator("img, main script").count() == 0
         assert page.inner_text("#table tbody th") == HOSTILE[0]
         page.locator("#theme").click()

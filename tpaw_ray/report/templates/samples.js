@@ -94,7 +94,7 @@
     set.voices.forEach((voice, index) => {
       if (!said[index]) return;
       const chosen = byId("voice").value === String(index) ? "chosen" : "";
-      place.append(line(chosen, voice, verdict(said[index]), said[index][0], set.players, said[index][4]));
+      place.append(line(chosen, written(voice), verdict(said[index]), said[index][0], set.players, said[index][4]));
     });
     return place;
   }
@@ -175,7 +175,7 @@
   function choose(set) {
     state.set = set;
     document.querySelectorAll("[data-set]").forEach((tab) => tab.setAttribute("aria-pressed", String(Number(tab.dataset.set) === set)));
-    const options = [["any", "any checkpoint"], ...data.sets[set].voices.map((voice, index) => [String(index), voice])];
+    const options = [["any", "any checkpoint"], ...data.sets[set].voices.map((voice, index) => [String(index), written(voice)])];
     byId("voice").replaceChildren(...options.map(([value, label]) => Object.assign(make("option", "", label), { value })));
     const judged = data.sets[set].samples.some((sample) => sample[6].some((one) => one && one[2] !== null));
     byId("verdict").value = "all";
