@@ -37,7 +37,8 @@ def test_a_checkpoint_has_its_interval_and_its_gain_over_the_start(made):
     assert start.interval == proportion_interval(1, 4)
     # paired by prompt: three of four went from wrong to right, one was right before
     assert (last.row.accuracy, last.gain.difference, last.gain.pairs) == (1.0, 0.75, 4)
-    assert last.gain.interval.low == pytest.approx(0.75 - 3.182446 * 0.5 / math.sqrt(4), abs=1e-4)
+    assert last.gain_interval.high == 1.0 < last.gain.interval.high
+    assert last.gain_interval.low == pytest.approx(0.75 - 3.182446 * 0.5 / math.sqrt(4), abs=1e-4)
 
 
 def test_seconds_of_a_stage_tell_how_long_it_waited(made):
@@ -98,7 +99,7 @@ def test_points_of_many_steps_are_means_over_their_triplets_and_mix_no_iteration
 def test_a_training_prompt_has_what_every_checkpoint_said_under_every_player(made):
     held, training = gather_samples(made.store).sets
     assert (held.voices, held.players) == (("checkpoint 000", "checkpoint 001", "checkpoint 002"), (0, 1, 2))
-    assert training.voices == ("iteration 0: checkpoint 000", "iteration 1: checkpoint 001")
+    assert training.voices == ("checkpoint 000, iteration 0", "checkpoint 001, iteration 1")
     sample = training.samples[1]
     assert (sample.prompt, sample.target) == ("<|user|>2+2=<|end|><|assistant|>", "#### 4<|end|>")
     assert sample.logps == (-1.01, -1.01)
@@ -128,7 +129,7 @@ def test_what_is_not_committed_is_not_shown(tmp_path):
     run.store.remove(f"{run.store.rollout(Rollout(1, 1))}/committed.json")
     run.store.remove(f"{run.store.iteration(0)}/scores/committed.json")
     _, training = gather_samples(run.store).sets
-    assert (training.voices, training.players) == (("iteration 0: checkpoint 000",), ())
+    assert (training.voices, training.players) == (("checkpoint 000, iteration 0",), ())
 
 
 def test_a_prompt_that_was_set_aside_is_not_judged(tmp_path):
@@ -155,7 +156,7 @@ def test_the_headline_says_what_came_out(made, tmp_path):
     assert headline(gather_run(other.store)) == "Nothing has been evaluated to compare yet."
     other.iterate(0, ["so"] * 3).evaluate(1, unjudged)
     assert headline(gather_run(other.store)).startswith(
-        "The mean log-probability of held-out targets went from -3.00 to -2.00 nats."
+        "The mean log-probability of held-out targets went from −3.00 to −2.00 nats."
     )
 
 

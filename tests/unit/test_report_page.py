@@ -89,6 +89,29 @@ def test_a_page_draws_every_chart_and_fits_its_window_in_both_themes(chromium, f
         assert background(page) < 60 and axis_colour(page) == dark
 
 
+LEGIBLE = ("ink", "quiet", "accent", "target", "good", "bad")
+CONTRAST = """([text, ground]) => {
+  const luminance = (name) => {
+    const probe = document.body.appendChild(document.createElement("i"));
+    probe.style.color = `var(--${name})`;
+    const channels = getComputedStyle(probe).color.match(/[\\d.]+/g).slice(0, 3).map((one) => one / 255);
+    probe.remove();
+    const [r, g, b] = channels.map((one) => (one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const [dim, bright] = [luminance(text), luminance(ground)].sort((a, b) => a - b);
+  return (bright + 0.05) / (dim + 0.05);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_the_contrast_that_wcag_asks_for(chromium, finished, tmp_path, scheme):
+    pairs = [(text, ground) for text in LEGIBLE for ground in ("paper", "sheet")] + [("warn-ink", "warn"), ("warn-ink", "paper")]
+    with opened(chromium, tmp_path, finished, scheme=scheme) as page:
+        ratios = {pair: page.evaluate(CONTRAST, list(pair)) for pair in pairs}
+    assert {pair: ratio for pair, ratio in ratios.items() if not 4.5 <= ratio <= 21} == {}
+
+
 def found(page):
     return page.locator(".sample .ask").all_inner_texts()
 
@@ -116,7 +139,7 @@ def test_filters_choose_by_verdict_checkpoint_and_text(chromium, finished, tmp_p
         page.fill("#query", "")
         page.locator("[data-set='1']").click()
         expect(page.locator(".sample")).to_have_count(3)
-        page.select_option("#voice", label="iteration 1: checkpoint 001")
+        page.select_option("#voice", label="checkpoint 001, iteration 1")
         page.select_option("#verdict", "incorrect")
         assert found(page) == prompts("3+3=")
         assert page.locator(".said.chosen .text").inner_text() == "nothing<|end|>"
@@ -130,8 +153,8 @@ def test_log_probabilities_stand_beside_what_was_said(chromium, finished, tmp_pa
         said = page.locator(".sample").nth(1).locator(".said").all_inner_texts()
         assert [" ".join(one.split()) for one in said] == [
             "target #### 4<|end|> answer 4 log p 000 −1.01 log p 001 −1.01",
-            "iteration 0: checkpoint 000 #### 5<|end|> incorrect answer 5 log p 000 −1.01 log p 001 −1.01",
-            "iteration 1: checkpoint 001 #### 4<|end|> correct log p 000 −1.11 log p 001 −1.11",
+            "checkpoint 000, iteration 0 #### 5<|end|> incorrect answer 5 log p 000 −1.01 log p 001 −1.01",
+            "checkpoint 001, iteration 1 #### 4<|end|> correct log p 000 −1.11 log p 001 −1.11",
         ]
 
 

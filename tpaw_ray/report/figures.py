@@ -45,6 +45,8 @@ class Checkpoint:
     """Wilson's 95 % interval of the accuracy; null where nothing was judged."""
     gain: Paired | None
     """Accuracy less the start's, paired by prompt; null for the start, and where nothing was judged."""
+    gain_interval: Interval | None
+    """Of the gain, 95 %, and no wider than two shares can differ."""
     waited: dict[str, float]
     """Seconds of each stage in which it waited for another one or for an engine to start."""
 
@@ -160,13 +162,19 @@ def _checkpoint(store: RunStore, row: Row, starts: dict[str, bool]) -> Checkpoin
     waited = {"evaluate": _waited(store, store.evaluation(row.checkpoint))}
     if row.checkpoint:
         waited["score"] = _waited(store, f"{store.iteration(row.checkpoint - 1)}/scores")
+    gain = compare([float(verdicts[one]) for one in both], [float(starts[one]) for one in both]) if both else None
     return Checkpoint(
         row=row,
         judged=len(verdicts),
         interval=proportion_interval(sum(verdicts.values()), len(verdicts)),
-        gain=compare([float(verdicts[one]) for one in both], [float(starts[one]) for one in both]) if both else None,
+        gain=gain,
+        gain_interval=_within(gain.interval) if gain and gain.interval else None,
         waited={stage: round(waited.get(stage, 0.0), 3) for stage in STAGES},
     )
+
+
+def _within(interval: Interval) -> Interval:
+    return Interval(low=max(-1.0, interval.low), high=min(1.0, interval.high))
 
 
 def _verdicts(store: RunStore, checkpoint: int) -> dict[str, bool]:

@@ -80,16 +80,18 @@ def headline(figures: RunFigures) -> str:
         last = judged[-1]
         count = "one iteration" if last.row.checkpoint == 1 else f"{last.row.checkpoint} iterations"
         text = f"Held-out accuracy went from {percent(judged[0].row.accuracy)} to {percent(last.row.accuracy)} in {count}"
-        if last.gain is None or last.gain.interval is None:
+        if last.gain is None or last.gain_interval is None:
             return f"{text}."
-        low, high = last.gain.interval.low * 100, last.gain.interval.high * 100
-        return f"{text}: {last.gain.difference * 100:+.1f} points, with 95 % confidence between {low:+.1f} and {high:+.1f}."
+        low, gain, high = (
+            signed(100 * share, 1) for share in (last.gain_interval.low, last.gain.difference, last.gain_interval.high)
+        )
+        return f"{text}: {gain} points, with 95 % confidence between {low} and {high}."
     if judged:
         return f"Held-out accuracy of checkpoint {judged[-1].row.checkpoint:03d} is {percent(judged[-1].row.accuracy)}."
     logps = [one.row.target_logp for one in figures.checkpoints if one.row.target_logp is not None]
     if len(logps) > 1:
         return (
-            f"The mean log-probability of held-out targets went from {logps[0]:.2f} to {logps[-1]:.2f} nats. "
+            f"The mean log-probability of held-out targets went from {minus(logps[0])} to {minus(logps[-1])} nats. "
             "The data has no final answers to judge by, so there is no accuracy."
         )
     return "Nothing has been evaluated to compare yet."
@@ -105,7 +107,12 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 def signed(value: float | None, digits: int = 4) -> str:
     """A number with its sign; a dash where there is none."""
-    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+    return "–" if value is None else minus(value, digits) if value < 0 else f"+{value:.{digits}f}"
+
+
+def minus(value: float, digits: int = 2) -> str:
+    """A number with a minus that is as wide as a plus."""
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:
@@ -199,7 +206,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
-    made.filters.update(percent=percent, signed=signed, duration=duration, moment=moment)
+    made.filters.update(percent=percent, minus=minus, signed=signed, duration=duration, moment=moment)
     return made
 
 

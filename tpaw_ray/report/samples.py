@@ -149,7 +149,7 @@ def _training(store: RunStore, config: Config, tokenizer: Tokenizer, limit: int)
             for one in rollouts
         ]
         samples += _join(prompts, tokenizer, logps(store.target_scores), said)
-    voices = tuple(f"iteration {rollout.iteration}: checkpoint {rollout.opponent:03d}" for rollout in rollouts)
+    voices = tuple(f"checkpoint {rollout.opponent:03d}, iteration {rollout.iteration}" for rollout in rollouts)
     return SampleSet(title="Training prompts", voices=voices, players=players, total=total, samples=tuple(samples))
 
 
