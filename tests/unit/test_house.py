@@ -142,6 +142,10 @@ def test_only_the_engines_module_names_vllm_when_imported(module):
     assert "vllm" not in packages_on_import(module)
 
 
+def test_a_report_needs_neither_torch_nor_ray():
+    assert loaded_after_importing(in_rooms("report")) & {"torch", "ray", "vllm", "transformers"} == set()
+
+
 @pytest.mark.parametrize("module", in_rooms("data"))
 def test_the_data_room_names_no_torch(module):
     assert "torch" not in packages(module)

@@ -226,7 +226,7 @@ def experiment(tmp_path):
     runs = [finished_run(tmp_path / "study/runs", name=f"tpaw-{seed}").store.root for seed in range(2)]
     content = {
         "name": "study <b>",
-        "protocol": ["tune on validation", "touch test once"],
+        "protocol": [{"event": "tuned", "at": "noon"}, "touch test once"],
         "table": [
             {
                 "method": "tpaw",
@@ -238,7 +238,8 @@ def experiment(tmp_path):
             }
         ],
         "runs": [
-            {"method": "tpaw", "seed": 0, "root": runs[0]},
+            {"method": "tpaw", "seed": 0, "root": runs[0], "phase": "final"},
+            {"method": "tpaw", "seed": 7, "root": runs[1], "phase": "tuning"},
             {"method": "tpaw", "seed": 1, "root": "runs/tpaw-1"},
             {"method": "</script>", "seed": 1, "root": "runs/gone"},
         ],
@@ -253,12 +254,14 @@ def test_an_experiment_has_its_table_and_its_methods_curves(experiment):
     (row,) = figures.table
     assert (row.method, row.seeds, row.best, row.last) == ("tpaw", "0, 1", "87.5 ± 1.2 %", "–")
     (comparison,) = row.comparisons
-    assert (comparison.baseline, comparison.difference, comparison.interval) == ("start", "+50.0", "+25.0 to +75.0")
+    assert (comparison.baseline, comparison.on, comparison.difference) == ("start", "best", "+50.0")
+    assert (comparison.interval, comparison.p, comparison.holm) == ("+25.0 to +75.0", "–", "0.01")
     (curves,) = figures.curves
     assert (curves.method, curves.runs) == ("tpaw", 2)
     assert curves.bands["accuracy"] == Band(x=(0, 1, 2), mean=(0.25, 0.5, 1.0), deviation=(0.0, 0.0, 0.0))
-    assert [run.state for run in figures.runs[:2]] == ["finished", "finished"]
-    assert "neither config.yaml" in figures.runs[2].state
+    assert [run.state for run in figures.runs[:3]] == ["finished"] * 3
+    assert "neither config.yaml" in figures.runs[3].state
+    assert figures.protocol == ("tuned, noon", "touch test once")
     assert figures.more == {"grid": (("learner.learning_rate", "0.0001, 1e-05"),)}
 
 

@@ -12,6 +12,8 @@ from tpaw_ray.wording import one_line, shorten
 
 POINTS = 120
 """Points of a method's curve by step."""
+FINAL = "final"
+"""The phase of the runs that the table is made of; those of tuning are listed and not drawn."""
 STEP_CURVES = ("target_reward", "generated_reward", "margin", "target_weight_share", "target_logp", "generated_length")
 
 
@@ -29,6 +31,8 @@ class Comparison:
     """A method's difference to a baseline, as text; a dash where the experiment did not say."""
 
     baseline: str
+    on: str
+    """The checkpoint, best or last."""
     difference: str
     interval: str
     cohens_d: str
@@ -61,6 +65,7 @@ class RunLine:
     """A run of the experiment; `state` says how far it is, or why it cannot be read."""
 
     method: str
+    phase: str
     seed: str
     root: str
     state: str
@@ -76,8 +81,10 @@ class ExperimentFigures:
     table: tuple[MethodRow, ...]
     curves: tuple[MethodCurves, ...]
     runs: tuple[RunLine, ...]
+    design: str
+    """`experiment.yaml`: methods, seeds and the ranges of hyper-parameters; empty where there is none."""
     more: dict[str, Facts]
-    """What else stands in the file, such as the ranges of hyper-parameters and what was chosen."""
+    """What else stands in the file, such as what was chosen."""
     environment: dict[str, Facts]
     """Of the first run that has one."""
 
@@ -98,18 +105,31 @@ def gather_experiment(store: RunStore) -> ExperimentFigures:
     found = [(run, _read(store, run)) for run in listed]
     by_method: dict[str, list[RunFigures]] = {}
     for run, figures in found:
-        if isinstance(figures, RunFigures):
+        if isinstance(figures, RunFigures) and run.get("phase", FINAL) == FINAL:
             by_method.setdefault(str(run.get("method", "–")), []).append(figures)
     return ExperimentFigures(
         name=str(content.get("name") or store.root.rsplit("/", 1)[-1]),
         root=store.root,
-        protocol=tuple(_said(line) for line in _list(content, "protocol")),
+        protocol=tuple(_event(line) for line in _list(content, "protocol")),
         table=tuple(_row(row) for row in _list(content, "table") if isinstance(row, dict)),
         curves=tuple(MethodCurves(method=name, runs=len(runs), bands=_bands(runs)) for name, runs in by_method.items()),
         runs=tuple(_line(run, figures) for run, figures in found),
+        design=_design(store),
         more=_more(content),
         environment=next((one.environment for _, one in found if isinstance(one, RunFigures) and one.environment), {}),
     )
+
+
+def _design(store: RunStore) -> str:
+    path = store.path("experiment.yaml")
+    return store.read_bytes(path).decode(errors="replace") if store.exists(path) else ""
+
+
+def _event(line: object) -> str:
+    """A line of the protocol: text, or an event with its time."""
+    if isinstance(line, dict) and "event" in line:
+        return f"{line['event']}, {line['at']}" if "at" in line else str(line["event"])
+    return _said(line)
 
 
 def _read(store: RunStore, run: Mapping[str, Any]) -> RunFigures | str:
@@ -156,24 +176,18 @@ def _spread(found: object) -> str:
 
 
 def _comparison(found: Mapping[str, Any]) -> Comparison:
-    def first(*names: str) -> Any:
-        return next((found[name] for name in names if found.get(name) is not None), None)
-
     def number(value: Any, form: str, times: float = 1.0) -> str:
         return format(value * times, form).replace("-", "−") if _is_number(value) else "–"
 
-    interval = first("interval")
-    ends = [interval.get("low"), interval.get("high")] if isinstance(interval, dict) else interval
-    known = isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))
-    which = first("which", "iteration", "by")
-    baseline = str(first("to", "baseline", "against", "with", "other", "method") or "–")
+    low, high = found.get("low"), found.get("high")
     return Comparison(
-        baseline=f"{baseline} ({which})" if which is not None else baseline,
-        difference=number(first("difference", "mean"), "+.1f", 100),
-        interval=f"{number(ends[0], '+.1f', 100)} to {number(ends[1], '+.1f', 100)}" if known else "–",
-        cohens_d=number(first("cohens_d", "d"), "+.2f"),
-        p=number(first("p"), ".3g"),
-        holm=number(first("p_holm", "holm", "p_corrected"), ".3g"),
+        baseline=str(found.get("to", "–")),
+        on=str(found.get("on", "–")),
+        difference=number(found.get("difference"), "+.1f", 100),
+        interval=f"{number(low, '+.1f', 100)} to {number(high, '+.1f', 100)}" if _is_number(low) and _is_number(high) else "–",
+        cohens_d=number(found.get("cohens_d"), "+.2f"),
+        p=number(found.get("p"), ".3g"),
+        holm=number(found.get("p_holm"), ".3g"),
     )
 
 

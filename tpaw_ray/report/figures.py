@@ -9,7 +9,7 @@ from typing import Any
 from tpaw_ray.config import Config, dump_config
 from tpaw_ray.errors import RunError
 from tpaw_ray.evaluation.statistics import Interval, Paired, compare, proportion_interval
-from tpaw_ray.runs.continuation import started_with
+from tpaw_ray.runs.continuation import started_config
 from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.store import MARKER, RunStore
 from tpaw_ray.runs.summary import STAGES, Row, Summary
@@ -122,7 +122,7 @@ def gather_run(store: RunStore) -> RunFigures:
     """
     if not store.exists(store.path("config.yaml")):
         raise RunError(f"{store.root}: found neither config.yaml nor experiment.json; expected a run's or an experiment's folder")
-    config = started_with(store)
+    config = started_config(store)
     found = {row.checkpoint: row for row in Summary(config, store).rows()}
     starts = _verdicts(store, 0) if 0 in found else {}
     return RunFigures(
@@ -139,13 +139,28 @@ def gather_run(store: RunStore) -> RunFigures:
     )
 
 
+LEARNS_FROM = {
+    "replay": "own answers, replayed",
+    "fresh": "own answers, fresh",
+    "given": "given preferences",
+    "none": "targets alone",
+}
+"""`team.data` as a person reads it."""
+
+
 def _method(config: Config) -> Facts:
+    facts = [("learns from", LEARNS_FROM[config.team.data])]
+    if config.team.data != "none":
+        facts += [
+            ("team size K", str(config.team.size)),
+            ("team", config.team.select),
+            ("rounds", str(config.window)),
+            ("η", _number(config.objective.eta)),
+            ("γ", _number(config.objective.gamma)),
+            ("λ", _number(config.objective.reward_scale)),
+        ]
     return (
-        ("team size K", str(config.team.size)),
-        ("rounds learnt from", str(config.window)),
-        ("η", _number(config.objective.eta)),
-        ("γ", _number(config.objective.gamma)),
-        ("λ", _number(config.objective.reward_scale)),
+        *facts,
         ("learning rate", _number(config.learner.learning_rate)),
         ("global batch", str(config.learner.global_batch)),
         ("epochs", str(config.learner.epochs)),

@@ -12,7 +12,7 @@ from tpaw_ray.config import Config
 from tpaw_ray.data.answers import final_answer
 from tpaw_ray.errors import ConfigError
 from tpaw_ray.report.texts import Tokenizer, tokenizer_of
-from tpaw_ray.runs.continuation import started_with
+from tpaw_ray.runs.continuation import started_config
 from tpaw_ray.runs.store import RunStore
 
 SAMPLES = 1000
@@ -80,7 +80,7 @@ def gather_samples(store: RunStore, limit: int = SAMPLES) -> Samples:
     """
     if limit < 1 or not (store.is_committed(store.path("prompts")) and store.is_committed(store.checkpoint(0))):
         return Samples(sets=(), special=())
-    config = started_with(store)
+    config = started_config(store)
     tokenizer = tokenizer_of(store)
     sets = (_held_out(store, config, tokenizer, limit), _training(store, config, tokenizer, limit))
     return Samples(sets=tuple(one for one in sets if one.samples), special=tokenizer.special)
@@ -149,7 +149,10 @@ def _training(store: RunStore, config: Config, tokenizer: Tokenizer, limit: int)
             for one in rollouts
         ]
         samples += _join(prompts, tokenizer, logps(store.target_scores), said)
-    voices = tuple(f"checkpoint {rollout.opponent:03d}, iteration {rollout.iteration}" for rollout in rollouts)
+    own = config.team.data != "given"
+    voices = tuple(
+        f"checkpoint {one.opponent:03d}, iteration {one.iteration}" if own else "rejected response" for one in rollouts
+    )
     return SampleSet(title="Training prompts", voices=voices, players=players, total=total, samples=tuple(samples))
 
 

@@ -86,12 +86,17 @@
     });
   }
 
-  const steps = (named, more) => (place) =>
-    [named.flatMap(([name, column, variable, form]) => line(name, curves.values[column], colour(variable), form)),
+  const measured = (column) => curves.values[column].some((value) => value !== null);
+
+  const steps = (columns, more) => (place) => {
+    const named = columns.filter(([, column]) => measured(column));
+    return named.length === 0 ? null : [named.flatMap(([name, column, variable, form]) => line(name, curves.values[column], colour(variable), form)),
       stepLayout(place, more)];
+  };
 
   function beta(place) {
     const players = Object.keys(curves.player_weights);
+    if (!players.length) return null;
     return [players.flatMap((player, index) => line(`player ${padded(player)}`, curves.player_weights[player],
       between("old", "new", players.length > 1 ? index / (players.length - 1) : 1), ".3f")), stepLayout(place)];
   }
