@@ -118,6 +118,7 @@ class MadeRun:
                 players=team,
                 player_weights=[1 / len(team)] * len(team),
                 target_reward=0.1 * (step + 1),
+                grad_norm=1.0,
             )
             for step in range(STEPS)
         ]

@@ -139,6 +139,13 @@ def test_a_prompt_that_was_set_aside_is_not_judged(tmp_path):
     assert (training.samples[0].said[0].finish, training.samples[0].said[0].correct) == ("set_aside", None)
 
 
+def test_given_preferences_are_not_taken_for_what_a_checkpoint_said(tmp_path):
+    run = MadeRun(tmp_path, team={"data": "given"}).start(TRAIN, HELDOUT)
+    run.say(0, ["#### 3"] * 3)
+    (training,) = gather_samples(run.store).sets
+    assert training.voices == ("rejected response",) and training.samples[0].said[0].correct is False
+
+
 def test_a_damaged_tokenizer_is_named(made):
     made.store.write_bytes(f"{made.store.checkpoint(0)}/tokenizer.json", b"{")
     with pytest.raises(RunError, match=r"checkpoints/000: its tokenizer cannot be loaded.*--samples 0"):

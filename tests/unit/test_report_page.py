@@ -7,11 +7,12 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser import browser
-from tests.made_run import HELDOUT, TRAIN, MadeRun, finished_run
+from tests.made_run import HELDOUT, TRAIN, MadeRun, finished_run, right
 from tpaw_ray.report.experiment import gather_experiment, is_experiment
 from tpaw_ray.report.figures import gather_run
 from tpaw_ray.report.page import experiment_page, run_page
 from tpaw_ray.report.samples import Said, Sample, Samples, SampleSet, gather_samples
+from tpaw_ray.runs.metrics import MetricsLog
 
 HOSTILE = (
     "<script>window.attacked = 1</script>",
@@ -251,6 +252,20 @@ def test_an_unfinished_run_without_a_judge_says_so(chromium, tmp_path):
         assert "no accuracy" in page.inner_text(".headline")
         assert page.inner_text("[data-chart=accuracy]") == "Nothing of this kind was measured."
         assert page.locator("#verdict").is_disabled() and overflow(page) <= 0
+
+
+def test_a_run_on_targets_alone_leaves_out_what_it_does_not_measure(chromium, tmp_path):
+    run = MadeRun(tmp_path / "run", planned=1, team={"data": "none"}).start(TRAIN, HELDOUT).evaluate(0, right(1))
+    unmeasured = dict.fromkeys(
+        ("target_reward", "generated_reward", "margin", "target_weight_share", "generated_logp", "generated_length")
+    )
+    MetricsLog(run.store).append([replace(step, players=[], player_weights=[], **unmeasured) for step in run.steps(0)])
+    with opened(chromium, tmp_path, run_page(gather_run(run.store), gather_samples(run.store))) as page:
+        assert page.inner_text(".lead .facts div >> nth=0").split("\n") == ["learns from", "targets alone"]
+        assert "team size K" not in page.inner_text(".lead .facts")
+        empty = page.locator(".chart.empty").evaluate_all("charts => charts.map((chart) => chart.dataset.chart)")
+        assert empty == ["rewards", "margin", "alpha", "beta"]
+        assert page.locator("[data-chart=logps]:has(.trace)").count() == 1
 
 
 def test_a_run_of_which_nothing_is_made_yet_has_a_page(chromium, tmp_path):

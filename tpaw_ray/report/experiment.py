@@ -149,9 +149,8 @@ def _line(run: Mapping[str, Any], figures: RunFigures | str) -> RunLine:
         state = figures
     else:
         state = "finished" if figures.finished else f"{figures.done} of {figures.planned} iterations evaluated"
-    return RunLine(
-        method=str(run.get("method", "–")), seed=str(run.get("seed", "–")), root=str(run.get("root", "–")), state=state
-    )
+    method, phase, seed, root = (str(run.get(key, "–")) for key in ("method", "phase", "seed", "root"))
+    return RunLine(method=method, phase=phase, seed=seed, root=root, state=state)
 
 
 # The table.
