@@ -239,9 +239,7 @@ def experiment(tmp_path):
                 "method": "tpaw",
                 "seeds": [0, 1],
                 "best": {"mean": 0.875, "std": 0.0125},
-                "comparisons": [
-                    {"to": "start", "difference": 0.5, "interval": {"low": 0.25, "high": 0.75}, "cohens_d": 2.0, "p": 0.01}
-                ],
+                "comparisons": [{"to": "start", "on": "best", "difference": 0.5, "low": 0.25, "high": 0.75, "p_holm": 0.01}],
             }
         ],
         "runs": [
