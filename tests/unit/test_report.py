@@ -248,7 +248,8 @@ def experiment(tmp_path):
             {"method": "tpaw", "seed": 1, "root": "runs/tpaw-1"},
             {"method": "</script>", "seed": 1, "root": "runs/gone"},
         ],
-        "grid": {"learner.learning_rate": [1e-4, 1e-5]},
+        "choices": {"tpaw": {"settings": {"learner.learning_rate": 1e-4}, "points": [{"accuracy": 0.5}]}},
+        "failures": [{"run": "tuning/tpaw", "exit_code": 8, "said": "loss: nan"}],
     }
     (tmp_path / "study/experiment.json").write_text(json.dumps(content))
     return store_at(str(tmp_path / "study"))
@@ -267,7 +268,8 @@ def test_an_experiment_has_its_table_and_its_methods_curves(experiment):
     assert [run.state for run in figures.runs[:3]] == ["finished"] * 3
     assert "neither config.yaml" in figures.runs[3].state
     assert figures.protocol == ("tuned, noon", "touch test once")
-    assert figures.more == {"grid": (("learner.learning_rate", "0.0001, 1e-05"),)}
+    choices = (("tpaw · learner.learning_rate", "0.0001"),)
+    assert figures.more == {"choices": choices, "failures": (("tuning/tpaw", "loss: nan"),)}
 
 
 def test_an_experiment_is_tolerant_of_what_is_absent(tmp_path):

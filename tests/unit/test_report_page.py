@@ -281,6 +281,7 @@ def test_an_experiments_page_draws_its_methods(chromium, tmp_path, width):
     runs = [{"method": HOSTILE[2], "seed": seed, "root": finished_run(tmp_path, name=f"r{seed}").store.root} for seed in range(2)]
     store = finished_run(tmp_path, name="study").store
     content = {"name": HOSTILE[1], "protocol": list(HOSTILE[:4]), "table": [{"method": HOSTILE[0]}], "runs": runs}
+    content["choices"] = {"without-player-weights": {"settings": {"learner.learning_rate": 1.0000001e-4}}}
     store.write_json(store.path("experiment.json"), content)
     assert is_experiment(store)
     with opened(chromium, tmp_path, experiment_page(gather_experiment(store)), width) as page:

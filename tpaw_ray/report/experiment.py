@@ -194,6 +194,10 @@ def _more(content: Mapping[str, Any]) -> dict[str, Facts]:
     shown = {key: value for key, value in content.items() if key not in ("name", "protocol", "table", "runs")}
     topics: dict[str, Facts] = {}
     for key, value in shown.items():
+        if key == "choices" and isinstance(value, dict):  # beside the settings it has the scores of all that were tried
+            value = {method: one.get("settings", one) if isinstance(one, dict) else one for method, one in value.items()}
+        if key == "failures" and isinstance(value, list):
+            value = {str(one.get("run", "–")): one.get("said") for one in value if isinstance(one, dict)}
         flat = _flat(value) if isinstance(value, dict | list) else [("", _said(value))]
         topics[key.replace("_", " ")] = tuple((name or key, said) for name, said in flat)
     return {topic: facts for topic, facts in topics.items() if facts}
