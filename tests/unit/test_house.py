@@ -22,6 +22,7 @@ FLOORS = {
     "algorithm": 1,
     "config": 2,
     "runs": 2,
+    "tracking": 3,
     "plan": 3,
     "cost": 3,
     "data": 3,

@@ -20,8 +20,9 @@ MAY_CHANGE = (
     "learner.save_minutes",
     "learner.max_restarts",
     "warnings",
+    "tracking",
 )
-"""What a continued run may be given anew: how far it goes, what it runs on, and when it warns."""
+"""What a continued run may be given anew: how far it goes, what it runs on, when it warns, and who watches."""
 
 
 def check_same_run(config: Config, store: RunStore) -> None:
@@ -35,8 +36,8 @@ def check_same_run(config: Config, store: RunStore) -> None:
     if not store.exists(path) or not any(map(store.exists, made)):  # nothing was made of the config yet
         return
     # Resolved anew, so that a field which a later version brought counts with its default.
-    started = _flat(resolve_config(_content(store, path), source=path).model_dump(mode="json"))
-    now = _flat(config.model_dump(mode="json"))
+    started = leaves(resolve_config(_content(store, path), source=path).model_dump(mode="json"))
+    now = leaves(config.model_dump(mode="json"))
     differing = [
         f"  {key}: started with {shorten(started.get(key))}, now {shorten(now.get(key))}"
         for key in sorted(started.keys() | now.keys())
@@ -56,8 +57,13 @@ def _content(store: RunStore, path: str) -> dict[str, Any]:
     return content
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree's leaves by their dotted keys.
+
+    >>> leaves({"run": {"name": "demo"}, "iterations": 3})
+    {'run.name': 'demo', 'iterations': 3}
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
