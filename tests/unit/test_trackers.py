@@ -78,32 +78,23 @@ def in_tensorboard(store):
     return {name: [(point.step, point.value) for point in found.Scalars(name)] for name in found.Tags()["scalars"]}
 
 
-def wandb_records(path):
-    """The records of an offline file. W&B brings no reader of its own in Python any more; the format is LevelDB's log, behind a
-    header of 7 bytes: blocks of 32 KiB, records as checksum (4), length (2), kind (1: whole, 2 to 4: a part) and protobuf."""
-    from wandb.proto.wandb_internal_pb2 import Record
+def end_wandb():
+    """What the end of a driver's process does: W&B's own process writes its files to the end, and ends."""
+    import wandb
 
-    content, place, parts = path.read_bytes(), 7, b""
-    while place + 7 <= len(content):
-        if (left := 32768 - place % 32768) < 7:
-            place += left
-            continue
-        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
-        parts += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):
-            yield Record.FromString(parts)
-            parts = b""
+    wandb.teardown()
 
 
 def in_wandb(store):
+    """By our reader of offline files, since W&B's own is written in Go."""
+    from tpaw_ray.tracking.to_wandb import history
+
+    end_wandb()
     found = {}
     for path in sorted(Path(store.path("tracking/wandb")).glob("offline-run-*/run-*.wandb")):
-        for record in wandb_records(path):
-            if record.WhichOneof("record_type") == "history":
-                row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-                for name in row.keys() - {"step"}:
-                    found.setdefault(name, []).append((row["step"], row[name]))
+        for row in history(path):
+            for name in row.keys() - {"step"}:
+                found.setdefault(name, []).append((row["step"], row[name]))
     return found
 
 
@@ -159,10 +150,12 @@ def test_a_run_and_its_continuation_are_one_run_of_the_tracker_with_every_row_on
         finish(store, 0, steps=3, accuracy=0.5)
         trackers.follow()
         trackers.take(rows_at(1, 0, 1))  # the update of iteration 1 is under way
+    end_wandb()
     with Trackers(config, store, said.append) as trackers:  # which is taken anew
         trackers.take(rows_at(1, 0, 1, 2))
         finish(store, 1, steps=3, accuracy=0.75)
         trackers.follow()
+    end_wandb()
     with Trackers(config, store, said.append):
         pass
     assert said == []
@@ -215,6 +208,24 @@ def test_an_event_cut_short_by_a_kill_is_sent_again(tmp_path):
     assert in_tensorboard(store)["train/loss"] == losses(4)
 
 
+def test_offline_files_of_many_blocks_are_read_whole_and_cut_ones_as_far_as_they_go(tmp_path):
+    from tpaw_ray.tracking.to_wandb import history
+
+    config, store = config_of(tmp_path, "wandb"), RunStore.open(str(tmp_path), "t")
+    with Trackers(config, store, print) as trackers:
+        trackers.take(rows_at(0, *range(150)))
+    end_wandb()
+    (path,) = Path(store.path("tracking/wandb")).glob("offline-run-*/run-*.wandb")
+    size = path.stat().st_size
+    assert size > 3 * 32768
+    assert [row["step"] for row in history(path)] == list(range(1, 151))
+    for cut in (size // 2, 32768 + 3, 32768 - 1):
+        os.truncate(path, cut)
+        steps = [row["step"] for row in history(path)]
+        assert steps == list(range(1, len(steps) + 1)) and len(steps) < 150 * cut / size + 1
+    assert steps
+
+
 def test_a_tracker_asked_for_late_gets_the_whole_run(tmp_path):
     store = RunStore.open(str(tmp_path), "t")
     evaluate(store, 0, 0.25)
@@ -237,20 +248,22 @@ def test_a_run_made_anew_under_the_same_name_is_another_run_of_the_tracker(tmp_p
 def test_the_config_and_the_environment_go_along(tmp_path):
     config, store = config_of(tmp_path, *TOOLS, objective={"eta": 3.5}), RunStore.open(str(tmp_path), "t")
     store.write_json(store.path("environment.json"), {"packages": {"torch": "9.8.7"}, "commit": None})
-    with Trackers(config, store, print):
-        pass
+    with Trackers(config, store, print) as trackers:
+        trackers.take(rows_at(0, 0))
     params = mlflow_run(mlflow_client(store)).data.params
     assert (params["objective.eta"], params["environment.packages.torch"]) == ("3.5", "9.8.7")
+    end_wandb()
     (path,) = Path(store.path("tracking/wandb")).glob("offline-run-*/run-*.wandb")
-    configs = [record.config.update for record in wandb_records(path) if record.WhichOneof("record_type") == "config"]
-    sent = {item.key: json.loads(item.value_json) for update in configs for item in update}
-    assert (sent["objective"]["eta"], sent["environment"]["packages"]["torch"]) == (3.5, "9.8.7")
+    content = path.read_bytes()
+    assert b'"eta":3.5' in content.replace(b" ", b"")
+    assert b"9.8.7" in content
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
 
     found = EventAccumulator(store.path("tracking/tensorboard"))
     found.Reload()
-    (text,) = found.Tensors("config/text_summary")[0].tensor_proto.string_val
-    assert "      eta: 3.5\n" in text.decode() and "torch: 9.8.7" in text.decode()
+    text = make_ndarray(found.Tensors("config")[0].tensor_proto).item().decode()
+    assert "      eta: 3.5\n" in text and "torch: 9.8.7" in text
     import trackio
 
     known = store.read_json(store.path("tracking.json"))["id"]
@@ -331,9 +344,10 @@ def test_a_tracker_whose_package_is_missing_is_refused_by_name(tmp_path, monkeyp
 
 def test_nothing_is_imported_and_nothing_written_unless_asked_for(tmp_path):
     program = (
-        "import sys; from tpaw_ray import launch; from tpaw_ray.config import resolve_config\n"
+        "import sys; from tpaw_ray.config import resolve_config\n"
+        "from tpaw_ray.runs.store import RunStore; from tpaw_ray.tracking.follow import Trackers\n"
         "config = resolve_config({'run': {'name': 't', 'root': sys.argv[1]}, 'model': {'path': 'm'}, 'data': {'path': 'd'}})\n"
-        "with launch.Trackers(config, launch.RunStore.open(sys.argv[1], 't'), print) as trackers: trackers.take([])\n"
+        "with Trackers(config, RunStore.open(sys.argv[1], 't'), print) as trackers: trackers.take([])\n"
         "print([name for name in ('tensorboard', 'wandb', 'mlflow', 'trackio') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
