@@ -31,6 +31,7 @@ FLOORS = {
     "scoring": 5,
     "learner": 5,
     "evaluation": 5,
+    "handing_on": 6,
     "loop": 6,
     "cli": 7,
     "launch": 7,
