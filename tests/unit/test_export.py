@@ -8,6 +8,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -130,7 +131,7 @@ def test_hostile_text_in_the_card_stays_text(tmp_path):
     from huggingface_hub import ModelCard
     from markdown_it import MarkdownIt
 
-    store = make_run(tmp_path, data=f"d/{HOSTILE}", evaluation={"answer_pattern": "(`|<img src=x>)"})
+    store = make_run(tmp_path, data="d/" + HOSTILE.replace("\x1b", ""), evaluation={"answer_pattern": "(`|<img src=x>)"})
     _, place = hand_on(store.root, "1", str(tmp_path / "out"), push=False)
     card = ModelCard.load(Path(place) / "README.md")
     assert card.data.library_name == "transformers"  # the header ended where it should
@@ -206,7 +207,7 @@ def test_a_push_without_a_token_or_to_what_is_no_name_is_refused_before_anything
 class Hub(BaseHTTPRequestHandler):
     """A server that speaks as much of the Hub's interface as a commit of small files needs, and keeps what it was sent."""
 
-    requests: list = []
+    requests: ClassVar[list] = []
     refuses = False
 
     def do_POST(self):
@@ -258,7 +259,7 @@ def test_a_push_makes_a_private_model_and_sends_the_checkpoint_with_its_card_as_
     assert {token for _, token, _ in server.requests} == {"Bearer hf_for_a_test"}
     sent = {path: body for path, _, body in server.requests}
     created = json.loads(sent["/api/repos/create"])
-    assert (created["name"], created["organization"], created["private"]) == ("sums", "me", True)
+    assert (created["name"], created["organization"], created["visibility"]) == ("sums", "me", "private")
     lines = [json.loads(line) for line in sent["/api/models/me/sums/commit/main"].splitlines()]
     assert lines[0]["value"]["summary"] == "sums, checkpoint 1"
     files = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines[1:]}
