@@ -226,15 +226,17 @@ def test_offline_files_of_many_blocks_are_read_whole_and_cut_ones_as_far_as_they
     assert steps
 
 
-def test_a_tracker_asked_for_late_gets_the_whole_run(tmp_path):
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_tracker_asked_for_late_gets_the_whole_run(tool, tmp_path):
     store = RunStore.open(str(tmp_path), "t")
     evaluate(store, 0, 0.25)
     finish(store, 0, steps=3, accuracy=0.5)
     finish(store, 1, steps=2, accuracy=0.75)
-    with Trackers(config_of(tmp_path, "tensorboard"), store, print):
+    with Trackers(config_of(tmp_path, tool), store, print):
         pass
-    assert in_tensorboard(store)["train/loss"] == losses(3, range(2))
-    assert in_tensorboard(store)["checkpoint/number"] == [(0, 0), (3, 1), (5, 2)]
+    found = READERS[tool](store)
+    assert found["train/loss"] == losses(3, range(2))
+    assert found["checkpoint/number"] == [(0, 0), (3, 1), (5, 2)]
 
 
 def test_a_run_made_anew_under_the_same_name_is_another_run_of_the_tracker(tmp_path):

@@ -57,8 +57,8 @@ def choose(wanted: str, rows: list[Row], made: list[int], split: str) -> Choice:
         return Choice(checkpoint=number, reason="It was named by hand.")
     if split == "test":
         raise ConfigError(
-            "--checkpoint best: this run evaluated its checkpoints on the test split, and one chosen there has no figure left that "
-            "it was not chosen by; name one, as in --checkpoint 3"
+            "--checkpoint best: this run evaluated its checkpoints on the test split, and one chosen there has no figure left "
+            "that it was not chosen by; name one, as in --checkpoint 3"
         )
     return _best(rows)
 

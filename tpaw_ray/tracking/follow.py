@@ -73,13 +73,17 @@ class Trackers:
             self._send([of_step(asdict(row), self._before[row.iteration]) for row in rows])
 
     def follow(self) -> None:
-        """Send what has been committed since the last call: steps of updates that are done, and evaluated checkpoints."""
+        """Send what has been committed since the last call, by the axis: a checkpoint, then the steps that start from it."""
         if not self._lines:
             return
+        self._follow_evaluations()
         while self._is_updated(iteration := len(self._before) - 1):
             rows = MetricsLog(self.store).of_update(iteration)
             self._send([of_step(row, self._before[iteration]) for row in rows])
             self._before.append(self._before[iteration] + len(rows))
+            self._follow_evaluations()
+
+    def _follow_evaluations(self) -> None:
         while self._checkpoint < len(self._before) and self.store.is_committed(self.store.evaluation(self._checkpoint)):
             self._send([of_checkpoint(self.summary.row(self._checkpoint), self._before[self._checkpoint])])
             self._checkpoint += 1
