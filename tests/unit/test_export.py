@@ -14,7 +14,7 @@ import pytest
 
 from tests.tiny import write_tiny_model
 from tests.unit.test_trackers import evaluate, finish
-from tpaw_ray.config import dump_config, resolve_config
+from tpaw_ray.config import PRESETS, dump_config, resolve_config
 from tpaw_ray.errors import ConfigError, RunError
 from tpaw_ray.handing_on.card import method_of
 from tpaw_ray.handing_on.choice import choose
@@ -140,6 +140,27 @@ def test_hostile_text_in_the_card_stays_text(tmp_path):
     assert "<script" not in html and "<img" not in html and "a.b/c)" in html
     assert "<td><code>&lt;/code&gt;&lt;script&gt;" in html  # the processor's name, in one cell of a table
     assert "<code>(`|&lt;img src=x&gt;)</code>" in html
+
+
+@pytest.mark.parametrize(
+    ("preset", "says", "never"),
+    [
+        ("sft", "after 1 iteration of fine-tuning on the targets.", ("preference", "P_j", "`η`", "y_gen", "temperature")),
+        ("dpo", "DPO on given preferences: the model learns to prefer the chosen", ("No preference labels", "temperature")),
+        ("spin", "after 1 iteration of SPIN: the model", ("TPAW:", "rejected")),
+    ],
+)
+def test_the_card_says_what_was_done_and_not_what_was_not(preset, says, never, tmp_path):
+    config = load_preset(preset)
+    store = make_run(tmp_path, team=config["team"], objective=config["objective"])
+    _, place = hand_on(store.root, "1", str(tmp_path / "out"), push=False)
+    text = Path(place, "README.md").read_text(encoding="utf-8")
+    assert says in text
+    assert [word for word in never if word in text] == []
+
+
+def load_preset(name):
+    return {key: dict(values) for key, values in PRESETS[name].items()}
 
 
 def test_the_method_is_named_by_its_numbers():

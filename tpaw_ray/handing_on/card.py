@@ -68,11 +68,16 @@ def evaluated(store: RunStore, config: Config) -> list[Evaluated]:
 
 def method_of(config: Config) -> str:
     """The preset whose numbers a config has: the learner knows no other difference between methods."""
-    found = (config.team.size, config.window, config.objective.eta, config.objective.gamma)
+    if config.team.data == "none":
+        return "fine-tuning on the targets"
+    objective = config.objective
+    kind = "given" if config.team.data == "given" else "replay"
+    found = (kind, config.team.size, config.window, objective.eta, objective.gamma)
+    named = {"tpaw": "TPAW", "spin": "SPIN", "dpo": "DPO on given preferences"}
     for name, values in PRESETS.items():
-        team, objective = values["team"], values["objective"]
-        if found == (team["size"], team["window"] or team["size"], objective["eta"], objective["gamma"]):
-            return {"tpaw": "TPAW", "spin": "SPIN"}.get(name, f"TPAW {name.replace('-', ' ')}")
+        team, numbers = values["team"], values["objective"]
+        if found == (team["data"], team["size"], team["window"] or team["size"], numbers["eta"], numbers["gamma"]):
+            return named.get(name, f"TPAW {name.replace('-', ' ')}")
     return "team-based self-play with settings of its own"
 
 
