@@ -98,6 +98,22 @@ def report(
     print(visible(write_report(run, to, samples)))
 
 
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its address in an object store.")],
+    to: Annotated[str, typer.Option("--to", help="A folder to make; with --push a model's name on the Hub.")],
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", help="A number, or best: of the highest accuracy on validation.")
+    ] = "best",
+    push: Annotated[bool, typer.Option("--push", help="Upload to the Hub, with the token of HF_TOKEN.")] = False,
+) -> None:
+    """Hand a checkpoint on: a Hugging Face directory with a model card written from the run."""
+    from tpaw_ray.handing_on.folder import hand_on
+
+    choice, place = hand_on(run, checkpoint, to, push=push)
+    print(visible(f"checkpoint {choice.checkpoint} is in {place}\n{choice.reason}"))
+
+
 def main() -> None:
     """The entry point: one clear message for what a user can mend, a traceback for what only we can."""
     try:

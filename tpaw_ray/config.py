@@ -274,6 +274,14 @@ class WarningsConfig(Section):
     """Warn when more than this share of them was cut off by its length."""
 
 
+class TrackingConfig(Section):
+    to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    """Tools that get the run's rows as well. Servers, keys and offline modes are those of each tool's own environment variables
+    (`WANDB_MODE`, `MLFLOW_TRACKING_URI` …); see `docs/trackers.md`."""
+    project: Name = "tpaw"
+    """Project (in MLflow, experiment) that the run belongs to there."""
+
+
 class Config(Section):
     """Everything a run is made from."""
 
@@ -290,6 +298,7 @@ class Config(Section):
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     warnings: WarningsConfig = WarningsConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @property
     def window(self) -> int:

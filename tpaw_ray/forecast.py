@@ -38,6 +38,7 @@ from tpaw_ray.policy.start import locate
 from tpaw_ray.runs.continuation import check_same_run
 from tpaw_ray.runs.progress import say
 from tpaw_ray.runs.store import RunStore
+from tpaw_ray.tracking.follow import check_installed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,10 +81,12 @@ def check_folders(config: Config, store: RunStore) -> Path:
 
     Raises:
         RunError: when the run was started with another config, or its folder cannot be written to.
+        ConfigError: when the package of a tracker is not installed.
         DataError: when local data is missing, or its first row cannot be read.
         CheckpointError: when there is no such model, or it would have to be unpickled or to run code of its own.
     """
     check_same_run(config, store)
+    check_installed(config)
     if store.scheme:
         store.check_writable()
     else:

@@ -23,6 +23,7 @@ from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import COLUMNS, Summary, cells_of
 from tpaw_ray.scoring.pool import ScorerPool
+from tpaw_ray.tracking.follow import Trackers, check_installed
 
 
 def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None:
@@ -34,7 +35,9 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
     store = RunStore.open(config.run.root, config.run.name)
     check_same_run(config, store)
     if is_finished(config, store):
-        show(config, store, reporter)
+        check_installed(config)
+        with Trackers(config, store, reporter.say):  # those that lack rows get them
+            show(config, store, reporter)
         reporter.say(f"{store.root}: all {config.iterations} iterations are done; nothing to do")
         return
     for interrupt in (signal.SIGINT, signal.SIGTERM):

@@ -32,6 +32,7 @@ from tpaw_ray.schema import Answer, Generation, Prompt, Score
 from tpaw_ray.scoring.pool import ScorerPool
 from tpaw_ray.scoring.shards import ScoreShard, num_tokens, scores_of, shards_to_score, target_shards
 from tpaw_ray.side_by_side import side_by_side
+from tpaw_ray.tracking.follow import Trackers
 
 
 class SelfPlay:
@@ -56,6 +57,7 @@ class SelfPlay:
         self.reporter = reporter
         self.metrics = MetricsLog(store)
         self.summary = Summary(config, store)
+        self.trackers = Trackers(config, store, reporter.say)
         self.teams = Teams(config, store)
         self.learner: Learner | None = None
 
@@ -67,9 +69,11 @@ class SelfPlay:
         self.prepare()
         if first < self.config.iterations and not self.store.is_committed(self.store.checkpoint(self.config.iterations)):
             self.learner = self.start_learner()  # takes as long to start as an opponent: both at once
-        self.evaluate(first)
-        for iteration in range(first, self.config.iterations):
-            self.play(iteration)
+        with self.trackers:
+            self.evaluate(first)
+            self.trackers.follow()
+            for iteration in range(first, self.config.iterations):
+                self.play(iteration)
         if self.learner:
             self.learner.close()
 
@@ -199,6 +203,7 @@ class SelfPlay:
         if not self.store.is_committed(self.store.checkpoint(iteration + 1)):
             self.learn(iteration)
         self.metrics.settle(iteration)
+        self.trackers.follow()
         self.store.remove(self.store.steps(iteration))
         for warning in self.summary.warnings(iteration):
             self.reporter.say(f"warning: iteration {iteration}: {warning}")
@@ -231,6 +236,7 @@ class SelfPlay:
 
     def commit(self, iteration: int) -> None:
         """Mark the iteration as done and write the summary."""
+        self.trackers.follow()
         directory = self.store.iteration(iteration)
         if not self.store.is_committed(directory):
             row = self.summary.row(iteration + 1)
@@ -310,6 +316,7 @@ class SelfPlay:
                 rows = [row for row in news.rows if row.step >= taken]  # others were taken again after a death
                 taken += len(rows)
                 self.metrics.append(rows)
+                self.trackers.take(rows)
                 advance(sum(row.triplets for row in rows))
 
             self.learner.update(iteration, on_news)

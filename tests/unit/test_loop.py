@@ -8,6 +8,7 @@ import pytest
 from tests.unit.test_schema_and_store import STEP
 from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.config import resolve_config
+from tpaw_ray.learner.mailbox import News
 from tpaw_ray.loop import SelfPlay
 from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.progress import Reporter
@@ -187,3 +188,43 @@ def test_with_fresh_data_the_team_stays_to_speak_again(tmp_path):
     assert (roster.hosted, roster.retired) == ((1, 2), [0])
     play.release(3)
     assert roster.hosted == (4,)  # nobody speaks after the last iteration, but its checkpoint is evaluated
+
+
+class Reporting:
+    """Stands in for the learner: reports its steps in two parts, a death of its workers in between, and commits the update."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def update(self, iteration, on_news):
+        rows = [replace(STEP, iteration=iteration, step=step, loss=step / 4) for step in range(3)]
+        on_news(News(rows=rows[:2]))
+        on_news(News(rows=rows))
+        MetricsLog(self.store).write_update(iteration, rows)
+        self.store.commit(self.store.learner(iteration), attention="sdpa")
+        self.store.commit(self.store.checkpoint(iteration + 1))
+
+
+def test_trackers_get_the_steps_of_an_update_and_the_evaluation_of_its_checkpoint(play):
+    sent = []
+
+    class Line:
+        """Stands in for a tracker's thread."""
+
+        def send(self, entries):
+            sent.extend((entry.step, entry.checkpoint) for entry in entries)
+
+    play.trackers._lines = [Line()]
+    commit_rollouts(play.store, 0)
+    counts = {"sequences": 1, "tokens": 1, "seconds": 1.0}
+    play.store.commit(play.store.rollout(Rollout(0, 0)), **counts, generated=1, empty=0, cut_off=0)
+    play.store.commit(f"{play.store.iteration(0)}/scores", **counts)
+    play.store.commit(play.store.pairs(0), pairs=6)
+    play.learner = Reporting(play.store)
+    play.update(0)
+    assert sent == [(1, None), (2, None), (3, None)] * 2  # as they came, then as they were committed; a tracker takes each once
+    play.store.commit(play.store.learner(0), attention="sdpa", **counts)
+    play.store.commit(play.store.evaluation(1), **counts, accuracy=None, target_logp=None)
+    play.store.commit(play.store.evaluation(0), **counts, accuracy=None, target_logp=None)
+    play.commit(0)
+    assert sent[6:] == [(0, 0), (3, 1)]

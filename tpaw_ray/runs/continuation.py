@@ -20,8 +20,9 @@ MAY_CHANGE = (
     "learner.save_minutes",
     "learner.max_restarts",
     "warnings",
+    "tracking",
 )
-"""What a continued run may be given anew: how far it goes, what it runs on, and when it warns."""
+"""What a continued run may be given anew: how far it goes, what it runs on, when it warns, and who watches."""
 
 
 def check_same_run(config: Config, store: RunStore) -> None:
@@ -57,7 +58,7 @@ def started_config(store: RunStore) -> Config:
 
 def differences(one: Config, other: Config) -> list[tuple[str, str, str]]:
     """The dotted keys in which two configs differ, with the values of both, cut."""
-    values, others = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    values, others = leaves(one.model_dump(mode="json")), leaves(other.model_dump(mode="json"))
     return [
         (key, shorten(values.get(key)), shorten(others.get(key)))
         for key in sorted(values.keys() | others.keys())
@@ -75,8 +76,13 @@ def _content(store: RunStore, path: str) -> dict[str, Any]:
     return content
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree's leaves by their dotted keys.
+
+    >>> leaves({"run": {"name": "demo"}, "iterations": 3})
+    {'run.name': 'demo', 'iterations': 3}
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -337,9 +337,14 @@ class RunStore:
             return directory
         marker = self.read_bytes(f"{directory}/{MARKER}")
         key = hashlib.sha256(directory.encode() + marker).hexdigest()[:16]
-        return copy_of(key, lambda folder: self._fetch(directory, folder))
+        return copy_of(key, lambda folder: self.fetch(directory, folder))
 
-    def _fetch(self, directory: str, folder: Path) -> None:
+    def fetch(self, directory: str, folder: Path) -> None:
+        """Copy a committed folder into one of this node's disk, and compare the copy with the checksums.
+
+        Raises:
+            RunError: naming the first file that is not as it was committed.
+        """
         with told(directory, f"copied to {folder}"):
             copy_all(self.filesystem, self.at(directory), fs.LocalFileSystem(), str(folder))
         RunStore.around(str(folder)).verify(str(folder), directory)

@@ -1,0 +1,1 @@
+"""A run's checkpoint for others: a Hugging Face directory with a model card."""
