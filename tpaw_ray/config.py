@@ -377,6 +377,15 @@ def resolve_config(*layers: Mapping[str, Any], source: str = "config") -> Config
         raise ConfigError("\n".join(f"{source}: {line}" for line in _lines(error))) from error
 
 
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """A resolved config with dotted overrides, as those of `load_config`, put over it.
+
+    Raises:
+        ConfigError: as `load_config` does.
+    """
+    return resolve_config(config.model_dump(mode="json"), _parse_overrides(overrides), source="command line")
+
+
 def dump_config(config: Config) -> str:
     """The resolved config as YAML; reading it back gives the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -35,15 +35,34 @@ def check_same_run(config: Config, store: RunStore) -> None:
     if not store.exists(path) or not any(map(store.exists, made)):  # nothing was made of the config yet
         return
     # Resolved anew, so that a field which a later version brought counts with its default.
-    started = _flat(resolve_config(_content(store, path), source=path).model_dump(mode="json"))
-    now = _flat(config.model_dump(mode="json"))
+    started = started_config(store)
     differing = [
-        f"  {key}: started with {shorten(started.get(key))}, now {shorten(now.get(key))}"
-        for key in sorted(started.keys() | now.keys())
-        if started.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+        f"  {key}: started with {was}, now {now}"
+        for key, was, now in differences(started, config)
+        if not key.startswith(MAY_CHANGE)
     ]
     if differing:
         raise RunError("\n".join([f"{store.root} was started with another config; choose another run.name or undo:", *differing]))
+
+
+def started_config(store: RunStore) -> Config:
+    """The config that a run was started with.
+
+    Raises:
+        RunError: when its `config.yaml` is damaged.
+    """
+    path = store.path("config.yaml")
+    return resolve_config(_content(store, path), source=path)
+
+
+def differences(one: Config, other: Config) -> list[tuple[str, str, str]]:
+    """The dotted keys in which two configs differ, with the values of both, cut."""
+    values, others = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    return [
+        (key, shorten(values.get(key)), shorten(others.get(key)))
+        for key in sorted(values.keys() | others.keys())
+        if values.get(key) != others.get(key)
+    ]
 
 
 def _content(store: RunStore, path: str) -> dict[str, Any]:

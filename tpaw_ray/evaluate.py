@@ -1,0 +1,1 @@
+"""`tpaw evaluate`: the commands, from their arguments to Ray and back."""
