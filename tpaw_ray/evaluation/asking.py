@@ -13,6 +13,7 @@ from tpaw_ray.errors import GenerationError, ResourceError
 from tpaw_ray.evaluation.questions import Question
 from tpaw_ray.evaluation.subject import Subject
 from tpaw_ray.opponents.messages import SET_ASIDE, EngineSettings, Request, Response, Sampling
+from tpaw_ray.opponents.opponent import Opponent
 from tpaw_ray.opponents.roster import Roster, ask
 from tpaw_ray.opponents.seeds import request_seed
 from tpaw_ray.plan import ASKING_CPUS, num_askers, shards_asked, unmet
@@ -23,7 +24,7 @@ AT_ONCE = 1024
 
 
 @contextmanager
-def engines(subject: Subject, number: int, asked: int) -> Iterator[list[ActorHandle]]:
+def engines(subject: Subject, number: int, asked: int) -> Iterator[list[ActorHandle[Opponent]]]:
     """A checkpoint's opponents, ready; ended when the block ends. `asked` answers are to come, of which few may be set aside.
 
     Raises:
@@ -54,7 +55,7 @@ def engine_demand(config: Config) -> dict[str, float]:
 
 
 def answer_questions(
-    handles: Sequence[ActorHandle],
+    handles: Sequence[ActorHandle[Opponent]],
     subject: Subject,
     number: int,
     questions: Sequence[Question],
@@ -98,5 +99,5 @@ def _request(subject: Subject, number: int, question: Question, said: Sequence[s
 
 def _text(subject: Subject, response: Response) -> str:
     if response.finish_reason == SET_ASIDE:
-        raise GenerationError(f"question {response.prompt_id}: ends every engine it is given to, so it has no answer; leave it out")
+        raise GenerationError(f"question {response.prompt_id}: has no answer, since it ends every engine; leave it out")
     return str(subject.tokenizer.decode(response.generated_tokens, skip_special_tokens=True))

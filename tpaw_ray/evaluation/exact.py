@@ -5,7 +5,7 @@
       answers/00000.parquet                            the same, judged
       result.json
 
-The digest in the folder's name is one of all that the figures hang on, so that another setting or other weights get another folder.
+The digest in the folder's name is one of all that the figures hang on: other settings or weights have another folder.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tpaw_ray.config import dump_config
 from tpaw_ray.data.prompts import prepare_prompts
 from tpaw_ray.errors import DataError, RunError
 from tpaw_ray.evaluation.asking import engines
 from tpaw_ray.evaluation.exact_match import judge
 from tpaw_ray.evaluation.sampled import figures_of
 from tpaw_ray.evaluation.subject import Subject
-from tpaw_ray.config import dump_config
 from tpaw_ray.opponents.messages import Sampling
 from tpaw_ray.opponents.rollouts import Questions, generate
 from tpaw_ray.plan import shards_asked
@@ -62,7 +62,7 @@ def prepare(subject: Subject) -> None:
 def exact_folder(subject: Subject, number: int, wanted: ExactMatch) -> str:
     """Where the result of a checkpoint lies."""
     config = subject.config
-    parts = [asdict(wanted), subject.weights(number), config.evaluation.answer_pattern, config.learner.precision]
+    parts: list[Any] = [asdict(wanted), subject.weights(number), config.evaluation.answer_pattern, config.learner.precision]
     parts += [config.data.max_length, subject.ends, config.opponents.engine_args]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return f"{subject.store.evaluation(number)}/exact-{wanted.title}-{digest}"

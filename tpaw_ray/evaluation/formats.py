@@ -50,9 +50,7 @@ def temperature_of(form: Format, question: Question) -> float:
     return TEMPERATURES.get(question.category, OTHER_TEMPERATURE) if form == "mt-bench" else 0.0
 
 
-def written(
-    form: Format, questions: Sequence[Question], answers: Sequence[Sequence[str]], model: str, now: float
-) -> bytes:
+def written(form: Format, questions: Sequence[Question], answers: Sequence[Sequence[str]], model: str, now: float) -> bytes:
     """The file: `answers[i]` are those to the turns of question `i`; `model` is the generator's name, `now` in Unix seconds."""
     check_format(form, questions)
     if form == "alpaca-eval":

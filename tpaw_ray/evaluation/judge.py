@@ -1,8 +1,8 @@
 """A judge behind an OpenAI-compatible interface: what it is asked, and how its reply is read.
 
-Answers are foreign text, and may try to talk to the judge. They stand between markers that hold a digest of what they enclose, which
-no text can contain, and only the last line of the judge's own reply is read for the verdict. That keeps an answer from closing
-its frame and a quoted verdict from counting. It does not keep a judge from being persuaded by what it reads.
+Answers are foreign text, and may try to talk to the judge. They stand between markers that hold a digest of what they enclose,
+which no text can contain, and only the last line of the judge's own reply is read for the verdict. That keeps an answer from
+closing its frame, and a verdict quoted on the way from counting. It does not keep a judge from being persuaded by what it reads.
 """
 
 import hashlib
@@ -87,7 +87,7 @@ def prompt_of(template: str, contest: Contest, called: str = "the judge's prompt
 
 
 def key_of(judge: Judge, contest: Contest, *names: str) -> str:
-    """A digest of all that a verdict hangs on: the judge, its settings and the whole prompt; and of `names`, whose verdict it is."""
+    """A digest of all that a verdict hangs on, judge, settings and the whole prompt; and of `names`, which say whose it is."""
     prompt = prompt_of(judge.template, contest)
     parts = [judge.model, judge.base_url, judge.max_tokens, dict(judge.extra), prompt, *names]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
@@ -96,7 +96,7 @@ def key_of(judge: Judge, contest: Contest, *names: str) -> str:
 def verdict_in(reply: str) -> Verdict | None:
     """The verdict on a reply's last line that is not blank; None where that holds none, or several that differ.
 
-    >>> verdict_in("The answer says [[B]], but is wrong.\\n[[A]]\\n"), verdict_in("[[A]]\\nor perhaps not"), verdict_in("[[A]] [[B]]")
+    >>> verdict_in("It says [[B]], but is wrong.\\n[[A]]\\n"), verdict_in("[[A]]\\nor not"), verdict_in("[[A]] [[B]]")
     ('A', None, None)
     """
     lines = reply.strip().splitlines()
@@ -140,5 +140,5 @@ def ask_judge(client: "OpenAI", judge: Judge, contest: Contest) -> str:
     except OpenAIError as error:
         raise GenerationError(f"the judge {judge.model} at {place} does not answer: {one_line(error)}") from error
     if not getattr(said, "choices", None):
-        raise GenerationError(f"the judge {judge.model} at {place}: found {shorten(said)}, expected a chat completion with choices")
+        raise GenerationError(f"the judge {judge.model} at {place}: found {shorten(said)}, expected a chat completion")
     return said.choices[0].message.content or ""

@@ -16,8 +16,7 @@ bootstrap over questions. Lengths are characters, as there.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,9 +62,6 @@ class Preference:
     length: float
     """Mean characters of the first model's answers, and of the other's."""
     other_length: float
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def preference(judged: Sequence[Judged], seed: int = 0) -> Preference:

@@ -76,8 +76,8 @@ def heldout_questions(config: Config, store: RunStore, split: str, limit: int | 
                 found[name] = Question(question_id=name, context=tuple(context), turns=(last.content,), dataset=split)
     if missing:
         raise DataError(
-            f"{config.data.path}: lacks {len(missing)} of the {len(wanted)} rows that {store.root} holds out for {split}; the data "
-            "has changed since. Restore it, or give the questions in a file with --questions"
+            f"{config.data.path}: lacks {len(missing)} of the {len(wanted)} rows that {store.root} holds out for {split}; the "
+            "data has changed since. Restore it, or give the questions in a file with --questions"
         )
     return [found[name] for name in wanted]
 
@@ -123,9 +123,7 @@ def _turns(fields: Mapping[str, Any], place: str) -> tuple[tuple[Message, ...], 
             extra = fields.get("input") if key == "instruction" else None
             text = _text(fields[key], place, key)
             return (), (f"{text}\n{_text(extra, place, 'input')}" if extra else text,)
-    raise DataError(
-        f"{place}: found the columns {listed(fields)}; expected instruction, turns, messages, prompt or question"
-    )
+    raise DataError(f"{place}: found the columns {listed(fields)}; expected instruction, turns, messages, prompt or question")
 
 
 def _message(value: Any, place: str, field: str) -> Message:
@@ -138,5 +136,5 @@ def _text(value: Any, place: str, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{place}: {field}: found {shorten(value)}, expected a text")
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise DataError(f"{place}: {field}: found a lone surrogate in {shorten(value)}, expected text that can be written as UTF-8")
+        raise DataError(f"{place}: {field}: found a lone surrogate in {shorten(value)}, expected text that UTF-8 can hold")
     return value

@@ -43,24 +43,23 @@ class Figures:
 
 
 def figures_of(answers: Sequence[Answer], samples: int) -> Figures:
-    """Figures of the answers to a split, `samples` for each prompt. Samples that were set aside are left out of their prompt's."""
+    """Figures of the answers to a split, `samples` for each prompt. Those that were set aside are left out of their prompt's."""
     by_prompt: defaultdict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
         by_prompt[answer.prompt_id].append(answer)
-    unanswerable = sum(all(one.correct is None and one.reference_answer is not None for one in own) for own in by_prompt.values())
     judged = [found for own in by_prompt.values() if (found := [one for one in own if one.correct is not None])]
+    referenced = [own for own in by_prompt.values() if own[0].reference_answer is not None]
     counts = [(len(own), sum(bool(one.correct) for one in own)) for own in judged]
     fewest = min((size for size, _ in counts), default=0)
-    ks = sorted({k for k in (1, *(2**power for power in range(1, 20))) if k < samples} | {samples}) if judged else []
+    ks = sorted({2**power for power in range(20) if 2**power < samples} | {samples})
+    chances = {k: figure([pass_at_k(size, right, k) for size, right in counts]) for k in ks if k <= fewest}
     return Figures(
         prompts=len(by_prompt),
         judged=len(judged),
-        set_aside=unanswerable,
+        set_aside=len(referenced) - len(judged),
         samples=samples,
         accuracy=figure([correct / size for size, correct in counts]),
-        pass_at={
-            k: found for k in ks if k <= fewest and (found := figure([pass_at_k(size, right, k) for size, right in counts]))
-        },
+        pass_at={k: chance for k, chance in chances.items() if chance is not None},
         majority=figure([majority(own) for own in judged]) if samples > 1 else None,
     )
 

@@ -80,14 +80,19 @@ def open_subject(
         CheckpointError: when there is neither a run nor a model.
     """
     path = path.rstrip("/")
-    if (inside := _CHECKPOINT.fullmatch(path)) and RunStore.around(inside[1]).exists(f"{RunStore.around(inside[1]).root}/config.yaml"):
+    if (inside := _CHECKPOINT.fullmatch(path)) and _is_run(RunStore.around(inside[1])):
         path, checkpoint = inside[1], str(int(inside[2]))
     store = RunStore.around(path)
-    if store.exists(store.path("config.yaml")):
+    if _is_run(store):
         if config is not None:
             raise ConfigError(f"--config: {path} is a run, which has a config of its own; leave --config out")
         return _open_run(store, checkpoint, overrides)
     return _open_model(path, config, overrides, to)
+
+
+def _is_run(store: RunStore) -> bool:
+    """A model's folder may have a `config.yaml` of somebody else's, and the folder of a model's evaluation has one of ours."""
+    return store.exists(store.path("config.yaml")) and store.exists(store.path("checkpoints"))
 
 
 def _open_run(store: RunStore, checkpoint: str, overrides: Sequence[str]) -> Subject:
@@ -128,8 +133,8 @@ def _open_model(path: str, config: Path | None, overrides: Sequence[str], to: st
         raise CheckpointError(f"{path}: neither a run's folder (it has no config.yaml) nor a model's (it has no config.json)")
     if config is None:
         raise ConfigError(
-            f"{path} is a model: name with --config the config of a run, which says with which data, template and engine settings "
-            "it is evaluated"
+            f"{path} is a model: name with --config the config of a run, which says with which data, template and engine "
+            "settings it is evaluated"
         )
     target = Path(os.path.expanduser(to or f"evaluations/{folder.name}")).resolve()
     place = {"run.name": target.name, "run.root": str(target.parent), "model.path": str(folder)}

@@ -71,7 +71,7 @@ class Verdicts:
             try:
                 said = Said(**json.loads(line))
             except (ValueError, TypeError) as error:
-                raise RunError(f"{self._path}, line {number}: not a verdict ({error}); remove the line to have it asked again") from error
+                raise RunError(f"{self._path}, line {number}: not a verdict ({error}); remove the line") from error
             self._known[said.key] = said
 
     def get(self, key: str) -> Said | None:
@@ -94,7 +94,8 @@ def judge_all(
     Raises:
         GenerationError: when the judge does not answer; what it said before is kept.
     """
-    asked = [(match, order, key_of(judge, match.contest(order), match.question_id, order)) for match in matches for order in ORDERS]
+    both = [(match, order) for match in matches for order in ORDERS]
+    asked = [(match, order, key_of(judge, match.contest(order), match.question_id, order)) for match, order in both]
     open_ = iter([one for one in asked if verdicts.get(one[2]) is None])
     advance(sum(verdicts.get(key) is not None for _, _, key in asked))
     client = client_of(judge)
@@ -117,7 +118,7 @@ def _in_turn(
     say: Callable[[Match, str, str], Said],
     at_once: int,
 ) -> Iterator[Said]:
-    """What is said, as it comes, `at_once` at a time. At an error no new one is begun, and what comes meanwhile is yielded first."""
+    """What is said, as it comes, `at_once` at a time. After an error none is begun, and what is under way is yielded first."""
     running: set[Future[Said]] = {threads.submit(say, *one) for one in islice(waiting, at_once)}
     failed: BaseException | None = None
     while running:

@@ -35,6 +35,4 @@ def _rows(path: str) -> list[dict[str, Any]]:
     from tpaw_ray.config import DataConfig
     from tpaw_ray.data.sources import read_conversations
 
-    return [
-        {"question": row.prompt[-1].content, "answer": row.target} for row in read_conversations(DataConfig(path=path))
-    ]
+    return [{"question": row.prompt[-1].content, "answer": row.target} for row in read_conversations(DataConfig(path=path))]
