@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tpaw_ray.config import EvaluationConfig
+from tpaw_ray.config import DataConfig, EvaluationConfig
 from tpaw_ray.data.answers import final_answer
+from tpaw_ray.data.sources import read_conversations
 from tpaw_ray.evaluation.exact_match import answer_of
 
 INVALID = "[invalid]"
@@ -16,9 +17,9 @@ def load(*, test: str, train: str | None = None, **_: Any) -> Any:
     """The splits, from JSONL files with `question` and `answer`; without `train` there are no examples to show (few-shot)."""
     import datasets
 
-    files = {"test": test} | ({"train": train} if train else {})
     # Read by hand: the loader for JSON would copy the files into its cache.
-    return datasets.DatasetDict({split: datasets.Dataset.from_list(_rows(path)) for split, path in files.items()})
+    splits = {"test": _rows(test), "train": _rows(train) if train else []}
+    return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in splits.items()})
 
 
 def target(row: Mapping[str, str]) -> str:
@@ -32,7 +33,4 @@ def final_answers(responses: Iterable[Sequence[str]], rows: Sequence[Mapping[str
 
 
 def _rows(path: str) -> list[dict[str, Any]]:
-    from tpaw_ray.config import DataConfig
-    from tpaw_ray.data.sources import read_conversations
-
     return [{"question": row.prompt[-1].content, "answer": row.target} for row in read_conversations(DataConfig(path=path))]
