@@ -198,7 +198,9 @@ def test_data_that_cannot_be_reached_is_named_with_the_reason(monkeypatch):
     wanted = HarnessRun(title="t", tasks=(), chat=False)
     with pytest.raises(DataError) as error:
         _load(Manager(ConnectionError("Couldn't reach 'owner/arc' on the Hub")), HarnessTask(name="arc"), wanted)
-    assert str(error.value).startswith("task arc: the data set owner/arc (hard) cannot be loaded, neither from this machine's cache")
+    assert str(error.value).startswith(
+        "task arc: the data set owner/arc (hard) cannot be loaded, neither from this machine's cache"
+    )
     with pytest.raises(ConfigError, match="task arc: No module named 'langdetect'; install"):
         _load(Manager(ImportError("No module named 'langdetect'")), HarnessTask(name="arc"), wanted)
     with pytest.raises(ConfigError, match="task nothing: lm-evaluation-harness has no such task"):
