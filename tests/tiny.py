@@ -51,9 +51,7 @@ def merging_tokenizer():
     return fast
 
 
-def write_tiny_model(
-    path: Path, seed: int = 0, hidden: int = 64, layers: int = 2, tokenizer=None, context: int = 256
-) -> Path:
+def write_tiny_model(path: Path, seed: int = 0, hidden: int = 64, layers: int = 2, tokenizer=None, context: int = 256) -> Path:
     """Random weights in float32, head size 32."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -1,4 +1,4 @@
-"""`tpaw evaluate` with real engines: exact match, the local GSM8K task, answers, and a judge that a real vLLM server on loopback is.
+"""`tpaw evaluate` with real engines: exact match, the local GSM8K task, answers, and a real vLLM server on loopback as the judge.
 
 All models are tiny and random, so what they say is nonsense; what is asserted is that every part talks to the next. Takes some
 5 minutes on two idle cores.

@@ -121,7 +121,7 @@ def judged_by_both(tmp_path_factory):
 
 
 def test_the_local_gsm8k_task_and_our_exact_match_agree_on_200_stored_answers(judged_by_both):
-    rows, theirs, ours, *_ = judged_by_both
+    _, theirs, ours, *_ = judged_by_both
     assert len(ours) == 200
     assert theirs == ours
 

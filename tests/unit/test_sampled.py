@@ -63,9 +63,7 @@ def test_a_tie_counts_the_share_of_tied_answers_that_are_right_and_silence_has_n
 
 
 def test_samples_that_were_set_aside_are_left_out_and_a_prompt_without_any_is_counted():
-    said = [answer("a", "7"), answer("a", None, set_aside=True), answer("b", None, set_aside=True)] + [
-        answer("b", None, set_aside=True)
-    ]
+    said = [answer("a", "7"), *(answer(prompt, None, set_aside=True) for prompt in "abb")]
     found = figures_of(said, samples=2)
     assert (found.judged, found.set_aside, found.accuracy.value) == (1, 1, 1.0)
     assert list(found.pass_at) == [1]  # with one sample of `a` nobody knows two

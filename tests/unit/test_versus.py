@@ -121,7 +121,7 @@ def test_the_client_tries_again_what_may_pass(store):
 
 def test_a_server_that_is_not_there_is_told(store):
     gone = Judge(model="tiny", base_url="http://127.0.0.1:9/v1", retries=0)
-    with pytest.raises(GenerationError, match="the judge tiny at http://127.0.0.1:9/v1 does not answer: Connection error"):
+    with pytest.raises(GenerationError, match=r"the judge tiny at http://127\.0\.0\.1:9/v1 does not answer: Connection error"):
         judge_all([match()], gone, Verdicts(store, store.path("versus")), lambda _: None)
 
 

@@ -175,8 +175,10 @@ def load_tasks(tasks: Sequence[HarnessTask], wanted: HarnessRun) -> dict[str, li
     Raises:
         DataError, ConfigError: as `run_harness` does.
     """
-    from lm_eval.tasks import TaskManager
-
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ConfigError(f"tasks need lm-evaluation-harness ({one_line(error)}): pip install 'tpaw-ray[evaluation]'") from error
     own = all(task.name == LOCAL_GSM8K for task in tasks)
     # The metadata are what the harness hands to a task's own loader of data.
     manager = TaskManager(include_path=str(OWN_TASKS), include_defaults=not own, metadata=local_files(wanted.data))
@@ -287,10 +289,10 @@ def evaluate_task(model: Any, loaded: list[Any], task: HarnessTask, wanted: Harn
         log_samples=True,
         bootstrap_iters=1000,
     )
-    kept = {key: found.get(key, {}) for key in ("results", "groups", "n-shot", "n-samples", "versions", "samples")}
-    return dict(json.loads(json.dumps({key: value for key, value in kept.items() if key != "samples"}, default=str))) | {
-        "samples": kept["samples"]
-    }
+    kept = {key: found.get(key, {}) for key in ("results", "groups", "n-shot", "n-samples", "versions")}
+    # Of numbers that are none (the error of a single row, say) and of the harness's own types, JSON keeps null and the text.
+    plain: dict[str, Any] = json.loads(json.dumps(kept, default=str), parse_constant=lambda _: None)
+    return plain | {"samples": found.get("samples", {})}
 
 
 def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,17 +105,11 @@ def _open_run(store: RunStore, checkpoint: str, overrides: Sequence[str]) -> Sub
             f"{listed(other)}: cannot be set for the evaluation of {store.root}, which is evaluated as it was trained; expected "
             f"one of {', '.join(name.rstrip('.') for name in OF_THE_EVALUATION)}"
         )
-    there = [number for number in range(999) if store.is_committed(store.checkpoint(number))] if store.scheme else _numbers(store)
+    there = list(takewhile(lambda number: store.is_committed(store.checkpoint(number)), range(1000)))  # made one after another
     if not there:
         raise RunError(f"{store.root}: the run has no checkpoint yet; run `tpaw run` first")
     chosen = _chosen(checkpoint, there, store)
     return Subject(config.run.name, config, store, {number: store.checkpoint(number) for number in chosen}, True)
-
-
-def _numbers(store: RunStore) -> list[int]:
-    folder = Path(store.path("checkpoints"))
-    found = sorted(int(path.name) for path in folder.iterdir() if re.fullmatch(r"\d{3}", path.name)) if folder.is_dir() else []
-    return [number for number in found if store.is_committed(store.checkpoint(number))]
 
 
 def _chosen(checkpoint: str, there: list[int], store: RunStore) -> list[int]:
