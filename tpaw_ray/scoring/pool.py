@@ -47,7 +47,7 @@ class ScorerPool:
 
         Raises:
             CheckpointError: when a player's model cannot be loaded or used.
-            RunError: when a table cannot be read, a shard ends every scorer, or what a scorer wrote does not appear in the folder.
+            RunError: when a table cannot be read, a shard ends every scorer, or what was written does not appear in the folder.
         """
         wanted = list(shards)
         asked: list[dict[str, Any]] = []
