@@ -2,7 +2,7 @@
 #   make demo     the tiny model, three TPAW iterations, a table
 #   make test     the tests
 #   make test-faults    the kill matrix
-#   make test-long      what takes minutes a test: 200 000 prompts, a run in an object store, two workers of which one dies
+#   make test-long      what takes minutes a test: 200 000 prompts, a run in an object store, two workers of which one dies, a judge served by vLLM
 #   make check    lint and types
 #   make install EXTRA=gpu    the same environment for a machine with GPUs
 PYTHON ?= python3.11

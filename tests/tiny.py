@@ -51,7 +51,7 @@ def merging_tokenizer():
     return fast
 
 
-def write_tiny_model(path: Path, seed: int = 0, hidden: int = 64, layers: int = 2, tokenizer=None) -> Path:
+def write_tiny_model(path: Path, seed: int = 0, hidden: int = 64, layers: int = 2, tokenizer=None, context: int = 256) -> Path:
     """Random weights in float32, head size 32."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -66,7 +66,7 @@ def write_tiny_model(path: Path, seed: int = 0, hidden: int = 64, layers: int = 
             num_hidden_layers=layers,
             num_attention_heads=hidden // 32,
             num_key_value_heads=hidden // 32,
-            max_position_embeddings=256,
+            max_position_embeddings=context,
             tie_word_embeddings=False,
             initializer_range=0.2,
             pad_token_id=tokenizer.pad_token_id,

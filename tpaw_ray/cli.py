@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tpaw_ray.config import dump_config, load_config, load_fine_tuning
 from tpaw_ray.errors import TpawError
+from tpaw_ray.evaluate import app as evaluate
 from tpaw_ray.wording import visible
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done · 1 unforeseen · 2 config or usage · 3 data · 4 model · 5 run folder · 6 resources · "
     "7 generation · 8 learner · 130 interrupted.",
 )
+app.add_typer(evaluate, name="evaluate")
 INTERRUPTED = 130
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's config; see docs/config.md.")]
 Overrides = Annotated[

@@ -418,6 +418,15 @@ def resolve_config(*layers: Mapping[str, Any], source: str = "config") -> Config
         raise ConfigError("\n".join(f"{source}: {line}" for line in _lines(error))) from error
 
 
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """A resolved config with dotted overrides, as those of `load_config`, put over it.
+
+    Raises:
+        ConfigError: as `load_config` does.
+    """
+    return resolve_config(config.model_dump(mode="json"), _parse_overrides(overrides), source="command line")
+
+
 def load_fine_tuning(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config of `tpaw sft`: the file's model, data and resources, with a fine-tuning's recipe. The run is named after the
     file's, `NAME-sft`, unless an override names it.

@@ -41,7 +41,7 @@ class ResourceError(TpawError):
 
 
 class GenerationError(TpawError):
-    """An opponent could not answer."""
+    """An opponent, or the judge of its answers, could not answer."""
 
     exit_code = 7
 

@@ -36,6 +36,7 @@ FLOORS = {
     "loop": 6,
     "cli": 7,
     "launch": 7,
+    "evaluate": 7,
     "forecast": 7,
 }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpaw_ray.config import ModelConfig
-from tpaw_ray.data.rows import Conversation
+from tpaw_ray.data.rows import Conversation, Message
 from tpaw_ray.data.sources import looks_like_path
 from tpaw_ray.errors import CheckpointError, ConfigError, DataError
 from tpaw_ray.wording import one_line, shorten
@@ -184,6 +184,23 @@ def render_all(
             )
         rendered.append((prompt, target))
     return rendered
+
+
+def render_prompt(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Message], place: str) -> list[int]:
+    """Prompt ids of turns that have no response yet: those `render` gives for a conversation with this prompt.
+
+    Raises:
+        DataError: naming `place`, when the template refuses the turns or nothing of them is left in its text.
+    """
+    try:
+        text = _apply(tokenizer, [{"role": turn.role, "content": turn.content} for turn in turns], add_generation_prompt=True)
+    except Exception as error:  # a template is a program: besides its own refusals it may fail in any way on a row
+        roles = ", ".join(turn.role for turn in turns)
+        raise DataError(f"{place}: the chat template refuses the turns {roles}: {one_line(error)}") from error
+    prompt = _tokenise(tokenizer, [text])[0]
+    if not prompt:
+        raise DataError(f"{place}: nothing of the prompt is left in the chat template's text")
+    return prompt
 
 
 def _texts(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, end_texts: list[str], place: str) -> tuple[str, str]:

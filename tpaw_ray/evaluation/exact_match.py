@@ -27,7 +27,7 @@ def judge(
     texts = tokenizer.batch_decode([list(row.generated_tokens) for row in generations], skip_special_tokens=True)
     answers = []
     for row, text in zip(generations, texts, strict=True):
-        reference, found = references[row.prompt_id], _answer(text, pattern)
+        reference, found = references[row.prompt_id], answer_of(text, pattern)
         unanswered = reference is None or row.finish_reason == "set_aside"
         answers.append(
             Answer(
@@ -42,7 +42,8 @@ def judge(
     return answers
 
 
-def _answer(text: str, pattern: str) -> str | None:
+def answer_of(text: str, pattern: str) -> str | None:
+    """The final answer in a generated text; None also where looking for it takes too long."""
     try:
         return final_answer(text, pattern)
     except ConfigError:  # the pattern did with the user's data; that a model wrote what it hangs on must not end the run

@@ -1,0 +1,312 @@
+"""What `tpaw evaluate` opens, refuses, keeps and does not ask for again; a fake stands in for the engines."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+import yaml
+
+from tests.tiny import tiny_tokenizer
+from tpaw_ray.cli import main
+from tpaw_ray.config import dump_config, resolve_config
+from tpaw_ray.data.prompts import prepare_prompts
+from tpaw_ray.data.rows import Conversation, Message
+from tpaw_ray.data.template import render, render_prompt
+from tpaw_ray.errors import CheckpointError, ConfigError, DataError, RunError
+from tpaw_ray.evaluation import asking, exact
+from tpaw_ray.evaluation.asking import answer_questions
+from tpaw_ray.evaluation.exact import ExactMatch, evaluate_exact, exact_folder
+from tpaw_ray.evaluation.questions import Question, heldout_questions
+from tpaw_ray.evaluation.subject import open_subject
+from tpaw_ray.opponents.messages import Response, Sampling
+from tpaw_ray.runs.progress import Reporter
+from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Generation, Prompt
+
+GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=8)
+
+
+def write_model(folder, weights=b"0"):
+    """A folder that passes for a model where nobody loads its weights."""
+    folder.mkdir(parents=True)
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}))
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose checkpoints 0 and 1 are evaluated and whose checkpoint 2 is not yet."""
+    rows = [{"question": f"{number}+1=", "answer": f"#### {number + 1}"} for number in range(40)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = resolve_config(
+        {
+            "run": {"name": "demo", "root": str(tmp_path / "runs")},
+            "model": {"path": str(write_model(tmp_path / "model"))},
+            "data": {
+                "path": str(tmp_path / "d.jsonl"),
+                "prompt_length": 40,
+                "max_length": 80,
+                "validation_fraction": 0.4,
+                "test_fraction": 0.0,
+                "shard_size": 5,
+            },
+        }
+    )
+    store = RunStore.open(config.run.root, config.run.name)
+    prepare_prompts(config, store, tiny_tokenizer())
+    store.write_bytes(store.path("config.yaml"), dump_config(config).encode())
+    for number in range(3):
+        write_model(tmp_path / f"runs/demo/checkpoints/{number:03d}", weights=bytes([number]))
+        store.commit(store.checkpoint(number))
+    for number in range(2):
+        store.commit(store.evaluation(number))
+    return store
+
+
+class Engines:
+    """A fake in place of opponents: every other prompt is answered rightly, by its number, in every sample anew."""
+
+    def __init__(self, monkeypatch):
+        self.started = []
+        self.asked = 0
+        monkeypatch.setattr(exact, "engines", self.engines)
+        monkeypatch.setattr(exact, "generate", self.generate)
+
+    @contextmanager
+    def engines(self, subject, number, asked):
+        self.started.append(number)
+        yield ["handle"]
+
+    def generate(self, store, questions, handles, advance, *, at_once):
+        tokenizer, left = tiny_tokenizer(), questions.limit
+        for index, path in enumerate(store.files(store.prompts(questions.split))):
+            rows = store.read_rows(path, Prompt)[:left]
+            left = None if left is None else left - len(rows)
+            said = []
+            for row in rows:
+                right = (row.row + questions.iteration) % 2 == 0
+                text = f"#### {row.row + 1 if right else 999}"
+                tokens = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+                said.append(
+                    Generation(
+                        prompt_id=row.prompt_id,
+                        iteration=questions.iteration,
+                        opponent=questions.opponent,
+                        generated_tokens=tokens,
+                        finish_reason="stop",
+                    )
+                )
+            self.asked += len(said)
+            if said:
+                store.write_rows(store.shard(questions.output, index), said, Generation)
+            advance(len(said))
+
+
+@pytest.fixture
+def fake_engines(monkeypatch):
+    return Engines(monkeypatch)
+
+
+def wanted(**changes):
+    return ExactMatch(**({"split": "validation", "limit": None, "samples": 1, "sampling": GREEDY, "seed": 42} | changes))
+
+
+# What is opened.
+
+
+def test_a_run_opens_with_all_its_checkpoints_one_or_the_last(run):
+    assert list(open_subject(run.root).checkpoints) == [0, 1, 2]
+    assert list(open_subject(run.root, checkpoint="1").checkpoints) == [1]
+    assert list(open_subject(f"{run.root}/", checkpoint="last").checkpoints) == [2]
+
+
+def test_a_checkpoints_folder_in_a_run_is_that_checkpoint_of_the_run(run):
+    opened = open_subject(f"{run.root}/checkpoints/001")
+    assert (opened.is_run, list(opened.checkpoints), opened.called(1)) == (True, [1], "demo-001")
+
+
+def test_a_run_takes_settings_of_its_engines_and_nothing_that_would_change_what_it_is(run):
+    assert open_subject(run.root, overrides=["opponents.threads=1"]).config.opponents.threads == 1
+    with pytest.raises(ConfigError, match=r"data\.limit, team\.size: cannot be set for the evaluation of"):
+        open_subject(run.root, overrides=["team.size=1", "data.limit=3"])
+    with pytest.raises(ConfigError, match="is a run, which has a config of its own"):
+        open_subject(run.root, config=run.path("config.yaml"))
+
+
+def test_a_checkpoint_that_is_not_there_is_told(run):
+    for given in ("7", "-1", "first", "１"):
+        with pytest.raises(RunError, match="expected all, last or one of 0, 1, 2 of"):
+            open_subject(run.root, checkpoint=given)
+
+
+def test_a_model_needs_a_config_and_results_of_another_are_not_mixed_with_its_own(run, tmp_path):
+    with pytest.raises(CheckpointError, match="neither a run's folder"):
+        open_subject(str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError, match="is a model: name with --config"):
+        open_subject(str(tmp_path / "model"))
+    opened = open_subject(str(tmp_path / "model"), config=run.path("config.yaml"), to=str(tmp_path / "out"))
+    assert (opened.is_run, opened.called(0), opened.config.model.path) == (False, "model", str(tmp_path / "model"))
+    exact.prepare(opened)
+    again = open_subject(str(tmp_path / "model"), config=run.path("config.yaml"), to=str(tmp_path / "out"))
+    assert again.store == opened.store
+    other = write_model(tmp_path / "other")
+    with pytest.raises(RunError, match="was started with another config"):
+        open_subject(str(other), config=run.path("config.yaml"), to=str(tmp_path / "out"))
+
+
+# Exact match.
+
+
+def test_greedy_answers_are_judged_and_kept_in_a_folder_of_their_own(run, fake_engines, capsys):
+    before = run.checksums(run.evaluation(1)), run.files(run.evaluation(1))
+    subject = open_subject(run.root, checkpoint="1")
+    result = evaluate_exact(subject, 1, wanted(), Reporter())
+    rows = [row for path in run.files(run.prompts("validation")) for row in run.read_rows(path, Prompt)]
+    right = sum(row.row % 2 == 0 for row in rows)
+    assert result["judged"] == len(rows) > 5
+    assert result["accuracy"]["value"] == pytest.approx(right / len(rows))
+    output = exact_folder(subject, 1, wanted())
+    assert output.startswith(f"{run.evaluation(1)}/exact-validation-greedy-")
+    run.verify(output)
+    assert run.read_json(f"{output}/result.json") == result
+    run.verify(run.evaluation(1))
+    assert (run.checksums(run.evaluation(1)), before[1]) == before
+
+
+def test_what_is_there_is_not_asked_for_again_and_other_settings_or_weights_are(run, fake_engines):
+    subject = open_subject(run.root)
+    first = evaluate_exact(subject, 0, wanted(), Reporter())
+    assert evaluate_exact(subject, 0, wanted(), Reporter()) == first
+    assert fake_engines.started == [0]
+    evaluate_exact(subject, 0, wanted(limit=3), Reporter())
+    evaluate_exact(subject, 1, wanted(), Reporter())
+    assert fake_engines.started == [0, 0, 1]
+    longer = open_subject(run.root, overrides=["data.max_length=100"])
+    assert exact_folder(longer, 0, wanted()) != exact_folder(subject, 0, wanted())
+
+
+def test_samples_are_drawn_one_by_one_and_make_pass_at_k_and_a_majority(run, fake_engines):
+    sampling = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=8)
+    result = evaluate_exact(open_subject(run.root), 0, wanted(samples=2, sampling=sampling, limit=7), Reporter())
+    assert (result["judged"], fake_engines.asked) == (7, 14)  # across a shard of 5
+    assert result["accuracy"]["value"] == 0.5  # each prompt is right in one of its two samples
+    assert (result["pass_at"]["1"]["value"], result["pass_at"]["2"]["value"]) == (0.5, 1.0)
+    assert result["majority"]["value"] == 0.5
+
+
+def test_a_checkpoint_that_its_run_has_yet_to_evaluate_is_left_alone(run, fake_engines):
+    with pytest.raises(RunError, match="the run has not evaluated checkpoint 2 yet"):
+        evaluate_exact(open_subject(run.root), 2, wanted(), Reporter())
+    assert not run.exists(run.evaluation(2))
+
+
+def test_a_split_without_rows_is_told(run, fake_engines):
+    with pytest.raises(
+        DataError, match=r"no rows are held out for test; data\.heldout_path or data\.test_fraction holds some out"
+    ):
+        evaluate_exact(open_subject(run.root), 0, wanted(split="test"), Reporter())
+
+
+# Questions.
+
+
+def test_held_out_rows_come_back_as_questions_with_the_texts_of_the_data(run):
+    config = open_subject(run.root).config
+    found = heldout_questions(config, run, "validation", 4)
+    ids = [row.prompt_id for path in run.files(run.prompts("validation")) for row in run.read_rows(path, Prompt)]
+    assert [question.question_id for question in found] == ids[:4]
+    assert all(question.turns[0].endswith("+1=") for question in found)
+    (path,) = [config.data.path]
+    with open(path, "w") as file:
+        file.write(json.dumps({"question": "other", "answer": "1"}))
+    with pytest.raises(DataError, match="the data has changed since"):
+        heldout_questions(config, run, "validation", 4)
+
+
+def test_a_prompt_alone_is_rendered_as_with_its_response():
+    tokenizer = tiny_tokenizer()
+    turns = (Message(role="system", content="Be brief."), Message(role="user", content="1+1?"))
+    prompt, _ = render(tokenizer, Conversation(row=0, prompt=turns, target="2"), [tokenizer.eos_token_id])
+    assert render_prompt(tokenizer, turns, "question 1") == prompt
+
+
+def test_a_second_turn_is_asked_with_the_answer_to_the_first(run, monkeypatch):
+    tokenizer, asked = tiny_tokenizer(), []
+
+    def ask(handles, index, requests, sampling):
+        asked.append((sampling.temperature, [tokenizer.decode(request.prompt_tokens) for request in requests]))
+        return [
+            Response(prompt_id=request.prompt_id, generated_tokens=tokenizer("yes")["input_ids"], finish_reason="stop")
+            for request in requests
+        ]
+
+    monkeypatch.setattr(asking, "ask", ask)
+    questions = [Question(question_id="1", turns=("a?", "b?")), Question(question_id="2", turns=("c?",))]
+    samplings = [GREEDY, Sampling(temperature=0.7, top_p=1.0, max_new_tokens=8)]
+    said = answer_questions([], open_subject(run.root), 0, questions, samplings, lambda _: None)
+    assert said == [["yes", "yes"], ["yes"]]
+    assert asked == [
+        (0.0, ["<|user|>a?<|end|><|assistant|>"]),
+        (0.7, ["<|user|>c?<|end|><|assistant|>"]),
+        (0.0, ["<|user|>a?<|end|><|assistant|>yes<|end|><|user|>b?<|end|><|assistant|>"]),
+    ]
+
+
+# The command.
+
+
+def command(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["tpaw", "evaluate", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code, capsys.readouterr()
+
+
+def test_a_finished_evaluation_is_shown_without_ray(run, fake_engines, monkeypatch, capsys):
+    subject = open_subject(run.root)
+    for number in (0, 1):
+        evaluate_exact(subject, number, wanted(sampling=Sampling(temperature=0.0, top_p=1.0, max_new_tokens=256)), Reporter())
+    monkeypatch.setattr("tpaw_ray.launch.connect", lambda **_: pytest.fail("Ray was started"))
+    store_evaluation = run.evaluation(2)
+    run.remove(run.checkpoint(2))
+    code, said = command(monkeypatch, capsys, "exact", run.root)
+    assert code in (0, None)
+    assert "demo-000" in said.out
+    assert "demo-001" in said.out
+    assert not run.exists(store_evaluation)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["exact", "RUN", "--samples", "4", "--temperature", "0"], 2, "gives one prompt the same answer every time"),
+        (["exact", "RUN", "--checkpoint", "9"], 5, "expected all, last or one of 0, 1, 2"),
+        (["exact", "nowhere"], 4, "neither a run's folder"),
+        (["tasks", "RUN"], 2, "expected either --suite (leaderboard-v1, leaderboard-v2, gsm8k-local) or --task"),
+        (["tasks", "RUN", "--suite", "v3"], 2, "--suite: found v3, expected one of leaderboard-v1"),
+        (["versus", "RUN", "RUN", "--judge-model", "m"], 2, "OPENAI_API_KEY is not set in the environment"),
+        (["versus", "RUN", "RUN", "--judge-model", "m", "--judge-extra", "{"], 2, "--judge-extra: not valid JSON"),
+        (["answers", "RUN", "--questions", "none.jsonl", "--output", "o"], 3, "none.jsonl: cannot be read"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_message(run, monkeypatch, capsys, arguments, code, told):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("tpaw_ray.launch.connect", lambda **_: pytest.fail("Ray was started"))
+    given = [
+        f"{run.root}/checkpoints/001" if argument == "RUN" and arguments[0] == "versus" else argument for argument in arguments
+    ]
+    found, said = command(monkeypatch, capsys, *(run.root if argument == "RUN" else argument for argument in given))
+    assert found == code
+    assert told in said.err
+    assert "Traceback" not in said.err
+
+
+def test_the_config_of_a_models_evaluation_is_kept_beside_its_results(run, tmp_path):
+    opened = open_subject(str(tmp_path / "model"), config=run.path("config.yaml"), to=str(tmp_path / "out"))
+    exact.prepare(opened)
+    kept = yaml.safe_load((tmp_path / "out/config.yaml").read_text())
+    assert (kept["run"]["name"], kept["model"]["path"]) == ("out", str(tmp_path / "model"))
+    assert opened.store.is_committed(opened.store.path("prompts"))

@@ -1,0 +1,103 @@
+"""Answers from our own opponents, one checkpoint at a time: the engines of a run, without the run. Ray must be connected."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import ray
+from ray.actor import ActorHandle
+
+from tpaw_ray.config import Config
+from tpaw_ray.data.rows import Message
+from tpaw_ray.data.template import render_prompt
+from tpaw_ray.errors import GenerationError, ResourceError
+from tpaw_ray.evaluation.questions import Question
+from tpaw_ray.evaluation.subject import Subject
+from tpaw_ray.opponents.messages import SET_ASIDE, EngineSettings, Request, Response, Sampling
+from tpaw_ray.opponents.opponent import Opponent
+from tpaw_ray.opponents.roster import Roster, ask
+from tpaw_ray.opponents.seeds import request_seed
+from tpaw_ray.plan import ASKING_CPUS, num_askers, shards_asked, unmet
+from tpaw_ray.runs.store import MARKER
+
+AT_ONCE = 1024
+"""Questions given to the engines in one call."""
+
+
+@contextmanager
+def engines(subject: Subject, number: int, asked: int) -> Iterator[list[ActorHandle[Opponent]]]:
+    """A checkpoint's opponents, ready; ended when the block ends. `asked` answers are to come, of which few may be set aside.
+
+    Raises:
+        ResourceError: when the cluster lacks what they take.
+        CheckpointError: when the checkpoint's folder is missing or incomplete.
+        GenerationError: when an engine cannot start.
+    """
+    opponents = subject.config.opponents
+    if missing := unmet(engine_demand(subject.config), ray.cluster_resources()):
+        raise ResourceError(missing)
+    settings = EngineSettings.from_config(subject.config, subject.ends)
+    roster = Roster(settings, replicas=opponents.replicas, cpus=opponents.cpus, gpus=opponents.engine_gpus)
+    folder = subject.checkpoints[number]
+    try:
+        roster.host(number, folder, f"{folder}/{MARKER if subject.is_run else 'config.json'}")
+        roster.expect(number, int(opponents.max_set_aside * asked))
+        roster.wait_ready(number)
+        yield roster.opponents(number)
+    finally:
+        roster.retire_all()
+
+
+def engine_demand(config: Config) -> dict[str, float]:
+    """Ray resources of one checkpoint's engines and of those who ask them."""
+    opponents = config.opponents
+    asking = ASKING_CPUS * num_askers(shards_asked(config))
+    return {"CPU": opponents.replicas * opponents.cpus + asking, "GPU": opponents.replicas * opponents.engine_gpus}
+
+
+def answer_questions(
+    handles: Sequence[ActorHandle[Opponent]],
+    subject: Subject,
+    number: int,
+    questions: Sequence[Question],
+    samplings: Sequence[Sampling],
+    advance: Callable[[int], None],
+) -> list[list[str]]:
+    """The answers to every turn of every question, a question's sampling its own. Calls `advance(turns)` as they come.
+
+    A turn is asked with the answers to those before it. The seed of an answer hangs on question and turn alone.
+
+    Raises:
+        DataError: when the chat template refuses a question.
+        GenerationError: when an answer cannot be given: a question that is too long, or ends every engine.
+    """
+    said: list[list[str]] = [[] for _ in questions]
+    for turn in range(max(len(question.turns) for question in questions)):
+        open_ = [index for index, question in enumerate(questions) if turn < len(question.turns)]
+        for sampling in dict.fromkeys(samplings[index] for index in open_):
+            own = [index for index in open_ if samplings[index] == sampling]
+            for first in range(0, len(own), AT_ONCE):
+                chosen = own[first : first + AT_ONCE]
+                requests = [_request(subject, number, questions[index], said[index]) for index in chosen]
+                for index, response in zip(chosen, ask(handles, first, requests, sampling), strict=True):
+                    said[index].append(_text(subject, response))
+                advance(len(chosen))
+    return said
+
+
+def _request(subject: Subject, number: int, question: Question, said: Sequence[str]) -> Request:
+    turns = list(question.context)
+    for asked, answered in zip(question.turns, said, strict=False):  # one turn more was asked than answered
+        turns += [Message(role="user", content=asked), Message(role="assistant", content=answered)]
+    turns.append(Message(role="user", content=question.turns[len(said)]))
+    name = f"{question.question_id} (turn {len(said) + 1})"
+    return Request(
+        prompt_id=name,
+        prompt_tokens=render_prompt(subject.tokenizer, turns, f"question {name}"),
+        seed=request_seed(subject.config.run.seed, 0, number, name),
+    )
+
+
+def _text(subject: Subject, response: Response) -> str:
+    if response.finish_reason == SET_ASIDE:
+        raise GenerationError(f"question {response.prompt_id}: has no answer, since it ends every engine; leave it out")
+    return str(subject.tokenizer.decode(response.generated_tokens, skip_special_tokens=True))
