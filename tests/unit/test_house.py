@@ -34,6 +34,7 @@ FLOORS = {
     "cli": 7,
     "launch": 7,
     "forecast": 7,
+    "experiment": 7,
 }
 
 

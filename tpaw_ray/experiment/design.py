@@ -58,8 +58,8 @@ class Tuning(Section):
 class Method(Section):
     """A layer over the base: a preset, sections of a config, and `untuned`."""
 
-    config: dict[str, Any] = {}
-    untuned: list[Filled] = []
+    config: dict[str, Any] = Field({})
+    untuned: list[Filled] = Field([])
     """Axes of the grid that the method does not have, or sets itself."""
 
     @model_validator(mode="before")
@@ -97,7 +97,7 @@ class Design(Section):
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
     tuning: Tuning | None = None
     """How settings are chosen, for every method alike; without it nothing is."""
-    baselines: list[Filled] = [START]
+    baselines: list[Filled] = Field([START])
     """What every method is compared to: methods, or `start`."""
     parallel: int | Literal["resources"] = 1
     """Runs side by side, at most; `resources`: as many as the cluster holds."""

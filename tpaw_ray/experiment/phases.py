@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from tpaw_ray.config import Config
 from tpaw_ray.errors import LearnerError, RunError
-from tpaw_ray.experiment.design import START, Design, Settings, Tuning
+from tpaw_ray.experiment.design import Design, Settings, Tuning
 from tpaw_ray.plan import unmet
 
 Phase = Literal["tuning", "final"]
@@ -178,15 +178,13 @@ def final_runs(design: Design, choices: Mapping[str, Settings]) -> list[Planned]
     Raises:
         ConfigError: as `tuning_runs` does.
     """
-    return [
-        _planned(design, "final", method, seed, choices[method]) for method in design.methods for seed in design.seeds
-    ]
+    return [_planned(design, "final", method, seed, choices[method]) for method in design.methods for seed in design.seeds]
 
 
 def choose(design: Design, known: Known) -> dict[str, Choice]:
     """The settings of every method, all by one rule, which sees validation only.
 
-    The highest mean accuracy over the tuning seeds; of equal ones the higher mean target log-probability, then the first of the grid.
+    The highest mean accuracy over the tuning seeds; of equal ones the higher mean target log-probability, then the grid's first.
 
     Raises:
         LearnerError: when none of a method's settings could be trained.
@@ -205,9 +203,7 @@ def choose(design: Design, known: Known) -> dict[str, Choice]:
         if not usable:
             raise LearnerError(f"{design.name}, method {method}: the learner gave up every setting of the grid; choose others")
         best = max(usable, key=lambda point: (point.accuracy, point.target_logp))
-        choices[method] = Choice(
-            settings=best.settings, points=points, at_edge=at_edge(design.axes(method), best.settings)
-        )
+        choices[method] = Choice(settings=best.settings, points=points, at_edge=at_edge(design.axes(method), best.settings))
     return choices
 
 

@@ -1,6 +1,6 @@
 """The outcome: what every method scores on the test split over the seeds, and how sure the differences are. Pure.
 
-Values stand in the order of the seeds, so that the i-th of two methods comes from the same seed: same start, same data, same draws.
+Values stand in the order of the seeds, so that the i-th of two methods comes from the same seed: same start, same data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from tpaw_ray.evaluation.statistics import compare, holm, mean_interval
+from tpaw_ray.experiment.design import START
 
 On = Literal["best", "last"]
 """Which checkpoint of a run: the best on validation, or the last."""
@@ -73,8 +74,8 @@ class MethodRow:
 
 
 def make_table(seeds: Sequence[int], scores: Mapping[str, Mapping[On, Scores]], baselines: Sequence[str]) -> list[MethodRow]:
-    """A row a method, in the order given; each is compared to every baseline that is not itself. The start is compared to none."""
-    pairs = [(method, baseline) for method in scores for baseline in baselines if baseline != method and method != "start"]
+    """A row a method, in the order given; each is compared to every baseline but itself, the start to none."""
+    pairs = [(method, baseline) for method in scores for baseline in baselines if baseline != method and method != START]
     found: dict[str, list[Comparison]] = {method: [] for method in scores}
     for on in ON:
         compared = [compare(scores[method][on].values, scores[baseline][on].values) for method, baseline in pairs]
@@ -111,7 +112,8 @@ COMPARISON_COLUMNS = ("method", "minus", "on", "difference", "95 %", "Cohen's d"
 def score_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Means and standard deviations as a person reads them, in the order of `SCORE_COLUMNS`."""
     return [
-        [row["method"], str(len(row["seeds"])), *(cell for on in ON for cell in (_spread(row[on]), _between(row[on])))] for row in rows
+        [row["method"], str(len(row["seeds"])), *(cell for on in ON for cell in (_spread(row[on]), _between(row[on])))]
+        for row in rows
     ]
 
 
@@ -125,8 +127,8 @@ def comparison_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             f"{one['difference']:+.4f}",
             _between(one, "+.4f"),
             _number(one["cohens_d"], "+.2f"),
-            _number(one["p"], ".4f"),
-            _number(one["p_holm"], ".4f"),
+            _chance(one["p"]),
+            _chance(one["p_holm"]),
         ]
         for on in ON
         for row in rows
@@ -157,3 +159,7 @@ def _between(held: Mapping[str, Any], form: str = ".4f") -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
+
+
+def _chance(p: float | None) -> str:
+    return "< 0.0001" if p is not None and p < 1e-4 else _number(p, ".4f")
