@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tpaw_ray.errors import ConfigError, DataError, LearnerError, RunError
 from tpaw_ray.experiment.commands import Commands, Ended
@@ -25,7 +25,7 @@ from tpaw_ray.experiment.phases import (
 )
 from tpaw_ray.experiment.record import Record, store_of
 from tpaw_ray.experiment.table import ON, Scores, as_json, make_table
-from tpaw_ray.experiment.testing import Asked, answer_test, tested
+from tpaw_ray.experiment.testing import Asked, answer_test, answered
 from tpaw_ray.experiment.words import show, show_plan, write_table
 from tpaw_ray.runs.claim import Claim
 from tpaw_ray.runs.continuation import check_same_run
@@ -178,7 +178,7 @@ def look(design: Design, record: Record) -> Known:
     if finals and all(run.key in outcomes for run in finals):
         stores = {run.key: store_of(run) for run in finals}
         for question in questions_of(finals, outcomes):
-            accuracy = tested(stores[question.run], question.checkpoint)
+            accuracy = answered(stores[question.run], question.checkpoint)
             if accuracy is not None:
                 answers[question] = accuracy
     return Known(
@@ -234,6 +234,8 @@ def _play(step: Play, record: Record, play: PlayAll, reporter: Reporter) -> dict
             this.done += 1
             outcome = outcome_of(run) if ended.exit_code == 0 else None
             if outcome is None:
+                if ended.exit_code == 0:
+                    ended = replace(ended, exit_code=RunError.exit_code, said="ended without its last checkpoint")
                 this.failed[run.key] = ended
                 record.fail(run, ended)
                 result = f"failed with exit code {ended.exit_code}: {ended.said}"

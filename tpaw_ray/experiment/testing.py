@@ -48,7 +48,7 @@ class _Guest:
     roster: Roster
 
 
-def tested(store: RunStore, checkpoint: int) -> float | None:
+def answered(store: RunStore, checkpoint: int) -> float | None:
     """The accuracy of a checkpoint on the test split; null before it answered."""
     folder = _folder(store, checkpoint)
     return float(store.counts(folder)["accuracy"]) if store.is_committed(folder) else None
