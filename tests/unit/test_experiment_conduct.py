@@ -1,4 +1,4 @@
-"""An experiment walked from its first run to its table, with hand-made run folders in place of runs, answers in place of engines."""
+"""An experiment walked from its first run to its table; hand-made run folders stand for runs, made-up answers for engines."""
 
 import json
 

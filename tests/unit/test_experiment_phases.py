@@ -101,10 +101,10 @@ def test_the_start_answers_once_a_seed_and_of_a_run_the_best_on_validation_and_t
 
 
 def test_a_checkpoint_that_has_answered_is_not_asked_again_and_after_the_test_nothing_is(design):
-    half = known_of(TUNING | FINAL, choices=CHOSEN, answers={question: 0.5 for question in ASKED[:5]})
+    half = known_of(TUNING | FINAL, choices=CHOSEN, answers=dict.fromkeys(ASKED[:5], 0.5))
     step = next_step(design, half)
     assert isinstance(step, Ask) and sorted(step.questions) == sorted(ASKED[5:])
-    full = known_of(TUNING | FINAL, choices=CHOSEN, answers={question: 0.5 for question in ASKED})
+    full = known_of(TUNING | FINAL, choices=CHOSEN, answers=dict.fromkeys(ASKED, 0.5))
     assert next_step(design, full) == Conclude()
     # Whatever has been removed since: the test split is not touched a second time.
     assert next_step(design, known_of(choices=CHOSEN, tested=True)) == Nothing()
