@@ -111,3 +111,13 @@ def test_a_person_reads_four_digits_and_signs(rows):
     ]
     (equal,) = [cell for cell in cells if cell[:3] == ["tpaw", "start", "last"]]
     assert equal[3] == "-0.1000" and equal[6:] == ["–", "–"]
+
+
+def test_no_name_is_cut_however_narrow_the_terminal_is(capsys):
+    from rich.console import Console
+
+    from tpaw_ray.runs.progress import Reporter
+
+    Reporter(Console(width=30)).table("t", ["a", "b"], [["without-target-weights", "0.123456789012345678901234567890"]])
+    said = "".join(line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│"))
+    assert said == "without-target-weights"

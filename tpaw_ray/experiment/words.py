@@ -50,12 +50,13 @@ def show_plan(design: Design, runs: Sequence[Planned], finished: Mapping[str, bo
             own = [run for run in runs if (run.phase, run.method) == (phase, method)]
             if not own:
                 continue
-            tried = phase == "tuning"
-            settings = _told(design.axes(method)) if tried else "chosen"
+            settings = str(len(design.points(method))) if phase == "tuning" else "the chosen"
             seeds = ", ".join(map(str, dict.fromkeys(run.seed for run in own)))
             done = sum(finished[run.key] for run in own)
-            rows.append([phase, method, settings or "–", seeds, str(len(own)), str(done)])
+            rows.append([phase, method, settings, seeds, str(len(own)), str(done)])
     reporter.table(design.name, columns, rows)
+    for axis, values in (design.tuning.grid if design.tuning else {}).items():
+        reporter.say(f"tuned: {axis}: {', '.join(map(str, values))}")
     tuning = sum(run.phase == "tuning" for run in runs)
     together = "as many at once as the cluster holds" if design.parallel == "resources" else f"{design.parallel} at once"
     reporter.say(
