@@ -64,6 +64,14 @@ def test_every_run_gets_its_config_and_the_address_of_ray_and_a_failure_ends_no_
     assert (folder / "output.txt").read_text() == "a line\nerror: it broke\x1b[31m\n"
 
 
+def test_in_an_object_store_what_a_run_said_is_there_when_it_has_ended(tmp_path, runs, bucket):
+    store = RunStore.open(bucket, "experiment")
+    Commands(store, "address:1", {"CPU": 64.0}, 2).play(runs[2:], lambda run, end: None)
+    folder = store.path("logs", "tuning", "a_learning_rate-3_seed-9")
+    assert store.read_bytes(f"{folder}/output.txt") == b"a line\nerror: it broke\x1b[31m\n"
+    assert store.exists(f"{folder}/config.yaml")
+
+
 def test_as_many_run_at_once_as_may(tmp_path, runs, monkeypatch):
     monkeypatch.setenv("TOGETHER", "2")  # each waits for the other
     assert list(play(tmp_path, runs[:2], most=2)) in ([1, 2], [2, 1])

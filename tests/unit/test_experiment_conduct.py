@@ -307,3 +307,13 @@ def test_the_command_says_what_is_wrong_before_any_run_starts(house, monkeypatch
         said = capsys.readouterr()
         assert ended.value.code == code and told in said.err and "Traceback" not in said.err
     assert not (house.folder / "experiments").exists()
+
+
+def test_an_experiment_may_lie_in_an_object_store(house, bucket):
+    design = house.design(root=f"{bucket}/experiments", seeds=[0])
+    store = RunStore.open(design.root, design.name)
+    assert walk(design, Record(design, store), house.play, house.answer, Reporter()) == 0
+    found = store.read_json(store.path("experiment.json"))
+    assert [event["event"] for event in found["protocol"]][-1] == "tested"
+    assert found["runs"][-1]["root"] == f"{bucket}/experiments/small/final/spin_seed-0"
+    assert store.read_bytes(store.path("table.md")).startswith(b"# small")
