@@ -132,4 +132,4 @@ def real_prompts(config: Config, count: int) -> list[Prompt]:
     """The first training prompts with their targets."""
     tokenizer = load_tokenizer(config.model)
     limited = resolve_config(config.model_dump(), {"data": {"limit": count}})
-    return [prompt for fate, prompt in iter_prompts(limited, tokenizer) if prompt is not None]
+    return [prompt for fate, prompt, _ in iter_prompts(limited, tokenizer) if prompt is not None]

@@ -1,13 +1,51 @@
 """What tests share: one local Ray and one tiny model for the whole session."""
 
 import logging
+import tempfile
+import time
 import uuid
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("any_machine", deadline=None)  # how long an example takes says nothing about it
 settings.load_profile("any_machine")
+
+
+ACTORS = ("Opponent", "Scorer", "Ledger", "Mailbox", "Group", "RayTrainWorker", "TrainController")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leaves_nothing():
+    """After every module, when all that its tests shared has ended: no actor of ours, no temporary file."""
+    before = temporary_files()
+    yield
+    deadline = time.monotonic() + 60  # what was killed ends in its own time
+    while left := [*actors(), *sorted(temporary_files() - before)]:
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.2)
+
+
+def actors():
+    """Titles of the living processes of our actors that this process's Ray has started."""
+    import psutil
+
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue  # it ended while we looked
+        if title.startswith(tuple(f"ray::{actor}" for actor in ACTORS)):
+            found.append(title)
+    return found
+
+
+def temporary_files():
+    """What our processes, and DeepSpeed in them, put into folders that tests share."""
+    folder = Path(tempfile.gettempdir())
+    return {*folder.glob("tpaw-pairs-*"), *folder.glob("tpaw-*/*.writing"), *Path("/dev/shm").glob("deepspeed*")}
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tpaw_ray.config import dump_config, load_config
+from tpaw_ray.config import dump_config, load_config, load_fine_tuning
 from tpaw_ray.errors import TpawError
 from tpaw_ray.wording import visible
 
@@ -36,6 +36,20 @@ def run(
 ) -> None:
     """Run a config, or continue its run: the same command again does what is missing, and nothing when all is done."""
     resolved = load_config(config, overrides or [])
+    from tpaw_ray.launch import launch
+    from tpaw_ray.runs.progress import Reporter
+
+    launch(resolved, Reporter(), verbose=verbose)
+
+
+@app.command()
+def sft(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs of Ray and DeepSpeed.")] = False,
+) -> None:
+    """Fine-tune a config's model on its data: makes the model that `run` starts from, as the run NAME-sft."""
+    resolved = load_fine_tuning(config, overrides or [])
     from tpaw_ray.launch import launch
     from tpaw_ray.runs.progress import Reporter
 

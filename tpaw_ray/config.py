@@ -80,6 +80,8 @@ class ColumnsConfig(Section):
     """Column with the prompt: a string or a list of messages."""
     target: Filled | None = None
     """Column with the target response: a string or a list of messages."""
+    rejected: Filled | None = None
+    """Column with the rejected response, for `team.data=given`: a string or a list of messages; by default `rejected`."""
     system: Filled | None = None
     """Column with a system message to put first."""
 
@@ -113,11 +115,15 @@ class DataConfig(Section):
 
 class TeamConfig(Section):
     size: Count = 3
-    """`K`: players in the team, the last `K` checkpoints."""
-    data: Literal["replay", "fresh"] = "replay"
-    """`replay`: a checkpoint generates once and the last rounds are kept; `fresh`: opponents generate anew each iteration."""
+    """`K`: players in the team."""
+    select: Literal["last", "spaced", "all", "best"] = "last"
+    """Which checkpoints play, beside the newest, which always does: the `last`, as in the paper; `spaced`, every second one back;
+    `all` of them, whatever `size`; the `best` on validation."""
+    data: Literal["replay", "fresh", "given", "none"] = "replay"
+    """Responses that stand against the targets. `replay`: a checkpoint generates once and its rounds are kept; `fresh`: opponents
+    generate anew each iteration; `given`: the data's rejected responses, as in DPO; `none`: targets alone, as in fine-tuning."""
     window: Count | None = None
-    """Rounds (`replay`) or opponents (`fresh`) an update learns from; by default `size`."""
+    """Rounds (`replay`) or opponents (`fresh`) an update learns from, selected as the players are; by default `size`."""
 
 
 class ObjectiveConfig(Section):
@@ -288,7 +294,16 @@ class Config(Section):
     @property
     def window(self) -> int:
         """Rounds (or opponents) the update of an iteration learns from."""
-        return self.team.window or self.team.size
+        return self.team.window or (self.iterations if self.team.select == "all" else self.team.size)
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> "Config":
+        if self.team.select == "best" and (self.evaluation.split != "validation" or self.data.validation_fraction == 0):
+            raise ValueError(
+                f"team.select: best is chosen on validation, which needs evaluation.split: validation (found "
+                f"{self.evaluation.split}) and data.validation_fraction above 0 (found {self.data.validation_fraction:g})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> "Config":
@@ -315,13 +330,30 @@ class Config(Section):
         return value
 
 
+def _method(data: str, size: int, window: int | None, eta: float, gamma: float) -> dict[str, dict[str, Any]]:
+    return {"team": {"data": data, "size": size, "window": window}, "objective": {"eta": eta, "gamma": gamma}}
+
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "tpaw": {"team": {"size": 3, "window": None}, "objective": {"eta": 6.0, "gamma": 0.5}},
-    "spin": {"team": {"size": 1, "window": 2}, "objective": {"eta": 1.0, "gamma": 0.0}},
-    "without-target-weights": {"team": {"size": 3, "window": None}, "objective": {"eta": 1.0, "gamma": 0.5}},
-    "without-player-weights": {"team": {"size": 3, "window": None}, "objective": {"eta": 6.0, "gamma": 0.0}},
-    "without-team": {"team": {"size": 1, "window": None}, "objective": {"eta": 6.0, "gamma": 0.5}},
+    "tpaw": _method("replay", 3, None, 6.0, 0.5),
+    "spin": _method("replay", 1, 2, 1.0, 0.0),
+    "without-target-weights": _method("replay", 3, None, 1.0, 0.5),
+    "without-player-weights": _method("replay", 3, None, 6.0, 0.0),
+    "without-team": _method("replay", 1, None, 6.0, 0.5),
+    "dpo": _method("given", 1, None, 1.0, 0.0),
+    "sft": _method("none", 1, None, 1.0, 0.0),
 }
+"""Methods as numbers. All set the same fields, so that one replaces another wholly."""
+
+FINE_TUNING = (
+    "preset=sft",
+    "iterations=1",
+    "learner.optimizer=adamw",
+    "learner.learning_rate=2e-5",
+    "learner.schedule=cosine",
+    "learner.epochs=3",
+)
+"""What `tpaw sft` sets beside the user's config: the usual recipe of full fine-tuning, one checkpoint at its end."""
 
 
 def at_iteration(value: float | Sequence[float], iteration: int) -> float:
@@ -385,6 +417,19 @@ def resolve_config(*layers: Mapping[str, Any], source: str = "config") -> Config
         return Config.model_validate(merged)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{source}: {line}" for line in problems(error))) from error
+
+
+def load_fine_tuning(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of `tpaw sft`: the file's model, data and resources, with a fine-tuning's recipe. The run is named after the
+    file's, `NAME-sft`, unless an override names it.
+
+    Raises:
+        ConfigError: as `load_config` does.
+    """
+    config = load_config(path, [*FINE_TUNING, *overrides])
+    if any(override.startswith("run.name=") for override in overrides):
+        return config
+    return load_config(path, [*FINE_TUNING, *overrides, f"run.name={config.run.name}-sft"])
 
 
 def dump_config(config: Config) -> str:

@@ -75,11 +75,12 @@ def iteration_cost(
     moments = 4 * (1 if learner.optimizer == "rmsprop" else 2)
     state = 2 * (4 + moments + (4 if learner.precision == "bf16" else 0)) * size.parameters
     targets = learner.epochs * prompts
+    targets_scored = prompts if plan.players else 0
     said_again = plan.update - targets if shares_prompts(config) else 0  # prompts that a target's run has covered
     prompts_saved = replace(learned(said_again, lengths.prompt, 0), sequences=0)
     return {
         "generate": generated(plan.generate),
-        "score": scored(prompts, target, lengths.target) + scored(plan.score - prompts, said, lengths.generated),
+        "score": scored(targets_scored, target, lengths.target) + scored(plan.score - targets_scored, said, lengths.generated),
         "update": learned(targets, target, lengths.target)
         + learned(plan.update - targets, said, lengths.generated)
         - prompts_saved

@@ -90,7 +90,7 @@ def check_folders(config: Config, store: RunStore) -> Path:
         beside = _nearest(Path(store.root))
         if not (beside.is_dir() and os.access(beside, os.W_OK | os.X_OK)):
             raise RunError(f"run.root: {store.root} cannot be made: {beside} is not a folder that can be written to")
-    check_first_rows(config.data)
+    check_first_rows(config.data, preferences=config.team.data == "given")
     directory = locate(config.model.path)
     check_directory(directory, trust_remote_code=config.model.trust_remote_code)
     return directory

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from transformers import PreTrainedTokenizerBase
 
-from tpaw_ray.algorithm.team import Rollout, fresh_rollouts, replayed_rollouts, team_at
+from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.config import Config, at_iteration
 from tpaw_ray.data.pairs import PairRecipe, pair
 from tpaw_ray.data.prompts import prepare_prompts
@@ -27,6 +27,7 @@ from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import Summary
+from tpaw_ray.runs.teams import Teams
 from tpaw_ray.schema import Answer, Generation, Prompt, Score
 from tpaw_ray.scoring.pool import ScorerPool
 from tpaw_ray.scoring.shards import ScoreShard, num_tokens, scores_of, shards_to_score, target_shards
@@ -55,6 +56,7 @@ class SelfPlay:
         self.reporter = reporter
         self.metrics = MetricsLog(store)
         self.summary = Summary(config, store)
+        self.teams = Teams(config, store)
         self.learner: Learner | None = None
 
     def run(self) -> None:
@@ -94,7 +96,8 @@ class SelfPlay:
 
     def generate(self, iteration: int) -> None:
         """The opponents answer every training prompt, unless they did so in an earlier iteration."""
-        missing = [rollout for rollout in self.rollouts_at(iteration) if not self.store.is_committed(self.store.rollout(rollout))]
+        rollouts = self.teams.rollouts(iteration)
+        missing = [rollout for rollout in rollouts if not self.store.is_committed(self.store.rollout(rollout))]
         for rollout in missing:
             self.host(rollout.opponent)  # all at once
         for rollout in missing:
@@ -105,7 +108,7 @@ class SelfPlay:
         """Those opponents of an iteration to come speak whose checkpoint is there: with fresh rollouts, all but the newest."""
         if iteration == self.config.iterations:
             return
-        for rollout in self.rollouts_at(iteration):
+        for rollout in self.teams.rollouts(iteration):
             if rollout.opponent < iteration and not self.store.is_committed(self.store.rollout(rollout)):
                 self.host(rollout.opponent)
                 self.speak(iteration, rollout)
@@ -157,8 +160,9 @@ class SelfPlay:
         if self.store.is_committed(output):
             return
         started = time.perf_counter()
-        players = team_at(iteration, self.config.team.size)
-        shards = shards_to_score(self.store, self.config, iteration, players, self.rollouts_at(iteration))
+        shards = shards_to_score(
+            self.store, self.config, iteration, self.teams.players(iteration), self.teams.rollouts(iteration)
+        )
         total = sum(shard.take for shard in shards)
         again = [shard for shard in shards if not shard.output.startswith(f"{output}/")]
         for scores in sorted({scores_of(shard) for shard in again}):
@@ -177,16 +181,16 @@ class SelfPlay:
         if self.store.is_committed(output):
             return
         started = time.perf_counter()
-        rollouts = self.rollouts_at(iteration)
+        rollouts = self.teams.rollouts(iteration)
         recipe = PairRecipe(
             iteration=iteration,
-            players=team_at(iteration, self.config.team.size),
+            players=self.teams.players(iteration),
             rollouts=rollouts,
             reward_scale=at_iteration(self.config.objective.reward_scale, iteration),
             eta=self.config.objective.eta,
             gamma=self.config.objective.gamma,
         )
-        with self.reporter.stage(f"[{iteration}] pair", self.num_prompts("train") * len(rollouts)) as advance:
+        with self.reporter.stage(f"[{iteration}] pair", self.num_prompts("train") * max(1, len(rollouts))) as advance:
             pairs = pair(self.store, recipe, advance)
         self.store.commit(output, pairs=pairs, seconds=time.perf_counter() - started)
 
@@ -236,11 +240,6 @@ class SelfPlay:
 
     # What stages need.
 
-    def rollouts_at(self, iteration: int) -> tuple[Rollout, ...]:
-        """The rollouts an iteration learns from, newest first."""
-        chosen = replayed_rollouts if self.config.team.data == "replay" else fresh_rollouts
-        return chosen(iteration, self.config.window)
-
     def first_open_iteration(self) -> int:
         """The first iteration that is not committed."""
         iterations = self.config.iterations
@@ -260,7 +259,7 @@ class SelfPlay:
         """Retire opponents that have nothing more to say, and warm up the coming checkpoint's."""
         coming = iteration + 1
         again = self.config.team.data == "fresh" and coming < self.config.iterations
-        speaking = team_at(coming, self.config.window) if again else (coming,)
+        speaking = {rollout.opponent for rollout in self.teams.rollouts(coming)} if again else {coming}
         for checkpoint in self.roster.hosted:
             if checkpoint not in speaking:
                 self.roster.retire(checkpoint)
@@ -270,7 +269,8 @@ class SelfPlay:
     def has_to_generate(self, checkpoint: int) -> bool:
         """Whether the checkpoint has yet to answer the prompts of the iteration that it starts."""
         own = Rollout(iteration=checkpoint, opponent=checkpoint)
-        return checkpoint < self.config.iterations and not self.store.is_committed(self.store.rollout(own))
+        speaks = self.config.team.data in ("replay", "fresh") and checkpoint < self.config.iterations
+        return speaks and not self.store.is_committed(self.store.rollout(own))
 
     def has_to_be_evaluated(self, checkpoint: int) -> bool:
         """Whether there are held-out prompts that the checkpoint has not answered."""

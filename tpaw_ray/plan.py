@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tpaw_ray.algorithm.team import fresh_rollouts, replayed_rollouts, team_at
+from tpaw_ray.algorithm.team import rollouts_of, team_at
 from tpaw_ray.config import Config, LearnerConfig
 from tpaw_ray.policy.directory import weight_shapes
 
@@ -64,17 +64,18 @@ def plan_iteration(config: Config, iteration: int, num_prompts: int) -> Iteratio
     With a full team of three and replayed rounds, `6N` sequences are scored: the new checkpoint scores targets and three
     rounds, each older one the new round.
     """
-    chosen = replayed_rollouts if config.team.data == "replay" else fresh_rollouts
-    rollouts = chosen(iteration, config.window)
+    team, earlier = config.team, range(iteration - 1, -1, -1)  # which of them are best is not known yet
+    rollouts = rollouts_of(team.data, iteration, team_at(iteration, config.window, team.select, earlier))
+    players = () if team.data == "none" else team_at(iteration, team.size, team.select, earlier)
     scored = 0
-    for player in team_at(iteration, config.team.size):
+    for player in players:
         scored += player == iteration
         scored += sum(max(player, rollout.iteration) == iteration for rollout in rollouts)
-    triplets = num_prompts * len(rollouts)
+    triplets = num_prompts * max(1, len(rollouts))
     return IterationPlan(
         iteration=iteration,
-        players=len(team_at(iteration, config.team.size)),
-        generate=num_prompts * sum(rollout.iteration == iteration for rollout in rollouts),
+        players=len(players),
+        generate=0 if team.data == "given" else num_prompts * sum(rollout.iteration == iteration for rollout in rollouts),
         score=num_prompts * scored,
         triplets=triplets,
         update=config.learner.epochs * num_prompts * (1 + len(rollouts)),

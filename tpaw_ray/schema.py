@@ -69,6 +69,7 @@ class Pair:
     """A triplet `(x, y, y_gen)` with its reference scores under every player, newest player first.
 
     `start_alpha` and `start_beta` are the weights at the start of the update, where the live policy is the newest player.
+    In an update on targets alone, the generation and the lists of players are empty.
     """
 
     prompt_id: str

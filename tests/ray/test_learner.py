@@ -4,6 +4,7 @@ import math
 import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,6 +186,34 @@ def test_checkpoint_is_a_hugging_face_directory(one_worker, tiny_model):
     assert GenerationConfig.from_pretrained(checkpoint).eos_token_id == END
 
 
+def test_an_update_on_targets_alone_is_the_mean_over_their_tokens(ray_session, tiny_model, team_pairs, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from tpaw_ray.learner.batches import epoch_steps
+
+    lists = ("generated_tokens", "players", "reference_target_logps", "reference_generated_logps", "start_alpha", "start_beta")
+    nobody = {name: [] for name in lists}
+    targets = [Pair(**vars(pair) | nobody) for pair in team_pairs[::2]]  # each prompt once
+    order = [step for epoch in range(2) for step in epoch_steps([p.prompt_id for p in targets], GLOBAL_BATCH, f"42/0/{epoch}")]
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    optimizer, losses = torch.optim.RMSprop(model.parameters(), lr=LEARNING_RATE), []
+    for number, step in enumerate(order):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (number if number < 1 else (len(order) - number) / (len(order) - 1))
+        tokens = sum(len(targets[index].target_tokens) for index in step)
+        loss = -sum(naive_logp(model, targets[index].prompt_tokens, targets[index].target_tokens) for index in step) / tokens
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    rows, weights = learn(config_of(tmp_path, workers=2), make_run(tmp_path, tiny_model, targets))
+    assert [row.loss for row in rows] == pytest.approx(losses, rel=1e-3)
+    assert [row.sequences for row in rows] == [8, 3, 8, 3]
+    assert {row.margin for row in rows} == {None}
+    for name, expected in model.state_dict().items():
+        torch.testing.assert_close(weights[name], expected, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_workers_make_the_same_update_as_one(one_worker, tiny_model, team_pairs, tmp_path, stage):
     _, rows, weights = one_worker
@@ -239,9 +268,10 @@ def test_an_update_that_is_broken_off_ends_at_once_and_makes_no_checkpoint(ray_s
     assert not store.is_committed(store.checkpoint(1))
 
 
-def test_deepspeed_compiles_nothing_for_the_learner():
-    import deepspeed.comm.torch
+def test_deepspeed_compiles_nothing_for_the_learner_and_leaves_nothing_in_shared_memory(one_worker):
+    from deepspeed.comm.torch import TorchBackend
 
     import tpaw_ray.learner.engine  # noqa: F401
 
-    assert deepspeed.comm.torch.build_shm_op() is None
+    assert TorchBackend.__init__.__globals__["build_shm_op"]() is None
+    assert not list(Path("/dev/shm").glob("deepspeed*"))

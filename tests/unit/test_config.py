@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from tpaw_ray.config import PRESETS, at_iteration, config_fields, dump_config, load_config, resolve_config
+from tpaw_ray.config import PRESETS, at_iteration, config_fields, dump_config, load_config, load_fine_tuning, resolve_config
 from tpaw_ray.errors import ConfigError
 
 MINIMAL = "run: {name: demo}\nmodel: {path: m}\ndata: {path: d.jsonl}\n"
@@ -103,7 +103,7 @@ def test_an_override_may_hold_a_list_or_a_mapping(load):
 
 def test_presets_are_not_changed_by_resolving(load):
     load("preset: spin\nobjective: {eta: 9}\n", "team.size=7")
-    assert PRESETS["spin"] == {"team": {"size": 1, "window": 2}, "objective": {"eta": 1.0, "gamma": 0.0}}
+    assert PRESETS["spin"] == {"team": {"data": "replay", "size": 1, "window": 2}, "objective": {"eta": 1.0, "gamma": 0.0}}
 
 
 def test_the_window_is_the_team_size_unless_given(load):
@@ -232,8 +232,8 @@ def test_an_answer_pattern_without_a_group_or_sense_is_refused(refused, pattern,
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones(refused):
-    assert "run.yaml: preset: found 'dpo', expected one of tpaw, spin," in refused("preset: dpo\n")
-    assert "command line: preset: found 'dpo'" in refused("", "preset=dpo")
+    assert "run.yaml: preset: found 'grpo', expected one of tpaw, spin," in refused("preset: grpo\n")
+    assert "command line: preset: found 'grpo'" in refused("", "preset=grpo")
     assert "preset: found ['spin']" in refused("preset: [spin]\n")
 
 
@@ -314,3 +314,31 @@ def test_per_iteration_values_are_finite(refused):
 def test_a_list_in_a_list_of_numbers_is_told():
     with pytest.raises(ConfigError, match=r"learner.learning_rate.0: Input should be a valid number, found \[\]"):
         resolve_config({**REQUIRED, "learner": {"learning_rate": [[], 1e-7]}})
+
+
+def test_presets_say_where_negatives_come_from(load):
+    found = {preset: load(f"preset: {preset}\n").team.data for preset in PRESETS}
+    assert (found.pop("dpo"), found.pop("sft"), set(found.values())) == ("given", "none", {"replay"})
+
+
+def test_fine_tuning_has_its_own_recipe_and_name(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{MINIMAL}iterations: 4\nlearner: {{learning_rate: 5.0e-7, global_batch: 16}}\n")
+    found = load_fine_tuning(path)
+    assert found.run.name == f"{load_config(path).run.name}-sft"
+    assert (found.team.data, found.iterations, found.learner.optimizer, found.learner.learning_rate) == ("none", 1, "adamw", 2e-5)
+    assert found.learner.global_batch == 16  # resources and sizes are the file's
+    named = load_fine_tuning(path, ["run.name=other", "learner.learning_rate=1e-4"])
+    assert (named.run.name, named.learner.learning_rate) == ("other", 1e-4)
+
+
+def test_a_team_of_all_learns_from_every_round(load):
+    assert load("team: {select: all}\niterations: 7\n").window == 7
+    assert load("team: {select: all, window: 2}\niterations: 7\n").window == 2
+
+
+def test_the_best_are_chosen_on_validation_only(refused):
+    message = refused("team: {select: best}\nevaluation: {split: test}\n")
+    assert "team.select: best is chosen on validation" in message
+    assert "found test" in message
+    assert "found 0" in refused("team: {select: best}\n", "data.validation_fraction=0.0")

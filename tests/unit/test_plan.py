@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpaw_ray.algorithm.team import fresh_rollouts, replayed_rollouts, team_at
+from tpaw_ray.algorithm.team import rollouts_of, team_at
 from tpaw_ray.config import resolve_config
 from tpaw_ray.plan import (
     RUNTIME_BYTES,
@@ -71,14 +71,19 @@ def test_steps_and_update_sequences_by_hand():
     assert plan_iteration(config_of(learner={"epochs": 1, "global_batch": 64}), 0, 128).steps == 2
 
 
-@given(st.integers(1, 5), st.one_of(st.none(), st.integers(1, 5)), st.sampled_from(["replay", "fresh"]))
-def test_the_plan_counts_the_score_files_that_are_new_and_none_is_missing(size, window, data):
-    config = config_of(team={"size": size, "window": window, "data": data})
+@given(
+    st.integers(1, 5),
+    st.one_of(st.none(), st.integers(1, 5)),
+    st.sampled_from(["replay", "fresh", "given", "none"]),
+    st.sampled_from(["last", "spaced", "all"]),
+)
+def test_the_plan_counts_the_score_files_that_are_new_and_none_is_missing(size, window, data, select):
+    config = config_of(team={"size": size, "window": window, "data": data, "select": select})
     store, made = RunStore.open("runs", "t"), set()
     for iteration in range(7):
-        rollouts = (replayed_rollouts if data == "replay" else fresh_rollouts)(iteration, config.window)
+        rollouts = rollouts_of(data, iteration, team_at(iteration, config.window, select))
         needed = set()
-        for player in team_at(iteration, size):
+        for player in () if data == "none" else team_at(iteration, size, select):
             needed |= {store.target_scores(player), *(store.rollout_scores(player, rollout) for rollout in rollouts)}
         now = {path for path in needed if path.startswith(store.iteration(iteration))}
         assert needed - now <= made

@@ -314,7 +314,7 @@ def test_one_prompt_with_several_targets_stays_in_one_split(tmp_path, model, tok
     rows = [{**row, "answer": f"{row['answer']} {n}"} for row in sums(30) for n in range(3)]
     config = config_for(model, write(tmp_path / "data.jsonl", rows))
     splits = {}
-    for fate, prompt in iter_prompts(config, tokenizer):
+    for fate, prompt, _ in iter_prompts(config, tokenizer):
         splits.setdefault(tuple(prompt.prompt_tokens), []).append(fate)
     assert len(splits) == 30
     assert all(len(fates) == 3 and len(set(fates)) == 1 for fates in splits.values())
@@ -323,7 +323,7 @@ def test_one_prompt_with_several_targets_stays_in_one_split(tmp_path, model, tok
 def test_adding_rows_moves_no_row_to_another_split(tmp_path, model, tokenizer):
     def splits(count):
         config = config_for(model, write(tmp_path / "data.jsonl", sums(count)))
-        return {prompt.prompt_id: fate for fate, prompt in iter_prompts(config, tokenizer)}
+        return {prompt.prompt_id: fate for fate, prompt, _ in iter_prompts(config, tokenizer)}
 
     few, many = splits(20), splits(40)
     assert {identity: many[identity] for identity in few} == few
@@ -345,7 +345,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path, model, tokeni
     ]
     path = write(tmp_path / "data.jsonl", rows)
     config = config_for(model, path, prompt_length=10, max_length=20, validation_fraction=0, test_fraction=0)
-    fates = [(fate, prompt and prompt.row) for fate, prompt in iter_prompts(config, tokenizer)]
+    fates = [(fate, prompt and prompt.row) for fate, prompt, _ in iter_prompts(config, tokenizer)]
     assert fates == [("train", 0), ("too_long", None), ("too_long", None)]
 
 
@@ -399,7 +399,7 @@ def test_a_bad_row_names_its_source_and_number(tmp_path, model, tokenizer, store
 @pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K does not lie beside the repository (shared/data/gsm8k/train.jsonl)")
 def test_gsm8k_targets_all_have_a_reference_answer(model, tokenizer):
     config = config_for(model, str(GSM8K), limit=200, prompt_length=2000, max_length=4000)
-    prompts = [prompt for _, prompt in iter_prompts(config, tokenizer)]
+    prompts = [prompt for _, prompt, _ in iter_prompts(config, tokenizer)]
     assert len(prompts) == 200
     assert all(prompt.reference_answer for prompt in prompts)
     assert prompts[0].reference_answer == "72"

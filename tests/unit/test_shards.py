@@ -56,7 +56,7 @@ def store(tmp_path):
 
 
 def open_shards(store, config, iteration):
-    return shards_to_score(store, config, iteration, team_at(iteration, 3), replayed_rollouts(iteration, 3))
+    return shards_to_score(store, config, iteration, team_at(iteration, 3), replayed_rollouts(team_at(iteration, 3)))
 
 
 def test_a_full_team_scores_six_sequences_a_prompt_of_which_four_are_the_newest_players(store):
@@ -64,7 +64,7 @@ def test_a_full_team_scores_six_sequences_a_prompt_of_which_four_are_the_newest_
     counts = []
     for iteration in range(4):
         write_checkpoint(store, iteration)
-        write_rollout(store, replayed_rollouts(iteration, 1)[0])
+        write_rollout(store, replayed_rollouts([iteration])[0])
         shards = open_shards(store, config, iteration)
         counts.append([shard.player for shard in shards])
         for shard in shards:
@@ -89,13 +89,13 @@ def test_a_players_work_begins_with_what_is_there_and_ends_with_the_new_rollout(
 CHANGES = {
     "weights": lambda store: write_checkpoint(store, 0, b"other weights"),
     "target tokens (template, tokenizer, lengths)": lambda store: write_prompts(store, target=(7, 9, 5)),
-    "generated tokens": lambda store: write_rollout(store, replayed_rollouts(0, 1)[0], said=(9, 5)),
+    "generated tokens": lambda store: write_rollout(store, replayed_rollouts([0])[0], said=(9, 5)),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_number_is_stale_once_what_it_was_made_from_has_changed(store, change):
-    config, rollout = config_with(), replayed_rollouts(0, 1)[0]
+    config, rollout = config_with(), replayed_rollouts([0])[0]
     write_rollout(store, rollout)
     targets = target_shards(store, 0, "train", store.target_scores(0))
     said = generation_shards(store, 0, store.rollout(rollout), store.rollout_scores(0, rollout))
@@ -123,11 +123,11 @@ def test_a_stale_number_of_an_earlier_iteration_is_made_again(store):
     config = config_with()
     for iteration in range(2):
         write_checkpoint(store, iteration)
-        write_rollout(store, replayed_rollouts(iteration, 1)[0])
+        write_rollout(store, replayed_rollouts([iteration])[0])
         for shard in open_shards(store, config, iteration):
             score(store, config, shard)
     assert [shard.output for shard in open_shards(store, config, 1) if "iterations/000" in shard.output] == []
-    write_rollout(store, replayed_rollouts(0, 1)[0], said=(9, 9, 5))
+    write_rollout(store, replayed_rollouts([0])[0], said=(9, 9, 5))
     again = [shard.output for shard in open_shards(store, config, 1) if not is_scored(shard, store, config)]
     assert [path.split("iterations/")[1].rsplit("/", 1)[0] for path in again] == [
         "001/scores/player-001/rollout-000-000",

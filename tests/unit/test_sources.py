@@ -360,3 +360,62 @@ def test_a_huge_value_is_cut_in_the_message(tmp_path):
     with pytest.raises(DataError) as caught:
         read(path)
     assert len(str(caught.value)) < 300
+
+
+# Given preferences.
+
+CHOSEN, REJECTED = turns(("assistant", "2")), turns(("assistant", "3"))
+PREFERRED_ROWS = {
+    "strings": {"prompt": "1+1?", "chosen": "2", "rejected": "3"},
+    "messages": {"prompt": turns(("user", "1+1?")), "chosen": CHOSEN, "rejected": REJECTED},
+    "without a prompt of their own": {
+        "chosen": turns(("user", "1+1?")) + CHOSEN,
+        "rejected": turns(("user", "1+1?")) + REJECTED,
+    },
+    "UltraFeedback": {
+        "prompt": "1+1?",
+        "messages": turns(("user", "1+1?")) + CHOSEN,
+        "chosen": turns(("user", "1+1?")) + CHOSEN,
+        "rejected": turns(("user", "1+1?")) + REJECTED,
+        "score_chosen": 8.0,
+    },
+}
+
+
+def preferred(path, **settings):
+    return list(read_conversations(DataConfig(path=str(path), **settings), preferences=True))
+
+
+@pytest.mark.parametrize("row", PREFERRED_ROWS.values(), ids=PREFERRED_ROWS)
+def test_every_shape_of_preferences_is_read_as_target_and_rejected_response(tmp_path, row):
+    path = write_lines(tmp_path / "data.jsonl", row)
+    assert preferred(path) == [Conversation(row=0, prompt=(user("1+1?"),), target="2", rejected="3")]
+    assert read(path) == [Conversation(row=0, prompt=(user("1+1?"),), target="2")]  # as fine-tuning data: the chosen alone
+
+
+def test_columns_may_name_the_rejected_response(tmp_path):
+    path = write_lines(tmp_path / "data.jsonl", {"q": "1+1?", "good": "2", "bad": "3"})
+    columns = {"prompt": "q", "target": "good", "rejected": "bad"}
+    assert [row.rejected for row in preferred(path, columns=columns)] == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"prompt": "a", "chosen": "b"},
+            "found the columns prompt, chosen; known shapes of preferences are prompt + chosen",
+        ),
+        ({"prompt": "a", "chosen": "b", "rejected": " "}, "rejected: found the rejected response ' ', expected text"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "rejected: found null, expected a string or a list of messages"),
+        ({"prompt": "a", "chosen": "b", "rejected": turns(("user", "c"))}, "rejected: found a last turn of the user"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": turns(("user", "z"), ("assistant", "c"))},
+            "rejected: its prompt differs from that of the chosen response",
+        ),
+    ],
+)
+def test_a_rejected_response_that_cannot_be_used_is_named(tmp_path, row, message):
+    with pytest.raises(DataError, match=r"data\.jsonl, row 0 \(line 1\)") as raised:
+        preferred(write_lines(tmp_path / "data.jsonl", row))
+    assert message in str(raised.value)

@@ -88,6 +88,15 @@ def weighted_loss(
     )
 
 
+def target_loss(policy_target_logps_B: Tensor) -> Tensor:
+    """The loss of fine-tuning on targets alone, in nats a response: `−log π_θ(y|x)`, shape `[B]`.
+
+    >>> target_loss(torch.tensor([-2.0]))
+    tensor([2.])
+    """
+    return -policy_target_logps_B
+
+
 def _check(*logps: Tensor) -> None:
     shapes = [tuple(tensor.shape) for tensor in logps]
     policy, reference = shapes[0], shapes[2]

@@ -56,11 +56,14 @@ class _PairShard:
 
 def pairs_of_shard(store: RunStore, recipe: PairRecipe, name: str) -> list[Pair]:
     """All triplets of a shard's prompts: prompts in their order, rollouts newest first; none where a prompt has no response.
+    Without rollouts, each prompt with its target alone.
 
     Raises:
         RunError: when a table of the shard is missing or damaged.
     """
     prompts = store.read_rows(f"{store.prompts('train')}/{name}", Prompt)
+    if not recipe.rollouts:
+        return [_alone(recipe, prompt) for prompt in prompts]
     target_logps = [_logps(store, f"{store.target_scores(player)}/{name}") for player in recipe.players]
     rounds = []
     for rollout in recipe.rollouts:
@@ -78,6 +81,22 @@ def pairs_of_shard(store: RunStore, recipe: PairRecipe, name: str) -> list[Pair]
         for said, logps in rounds
         if said[prompt.prompt_id].generated_tokens
     ]
+
+
+def _alone(recipe: PairRecipe, prompt: Prompt) -> Pair:
+    return Pair(
+        prompt_id=prompt.prompt_id,
+        iteration=recipe.iteration,
+        opponent=recipe.iteration,
+        prompt_tokens=prompt.prompt_tokens,
+        target_tokens=prompt.target_tokens,
+        generated_tokens=[],
+        players=[],
+        reference_target_logps=[],
+        reference_generated_logps=[],
+        start_alpha=[],
+        start_beta=[],
+    )
 
 
 def _weighted(recipe: PairRecipe, prompt: Prompt, said: Generation, target_logps: list[float], logps: list[float]) -> Pair:

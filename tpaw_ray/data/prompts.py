@@ -6,11 +6,12 @@ The ids written here serve the opponents, the scorers and the learner; nothing i
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, get_args
 
+from tpaw_ray.algorithm.team import GIVEN
 from tpaw_ray.config import Config
 from tpaw_ray.data.answers import final_answer
 from tpaw_ray.data.digests import DigestSet
@@ -19,7 +20,7 @@ from tpaw_ray.data.sources import read_conversations
 from tpaw_ray.data.template import end_tokens, render_all, vocabulary_size
 from tpaw_ray.errors import CheckpointError, DataError
 from tpaw_ray.runs.store import RunStore
-from tpaw_ray.schema import Prompt
+from tpaw_ray.schema import Generation, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,8 +72,9 @@ def prompt_text(conversation: Conversation) -> str:
 
 
 def prompt_id(conversation: Conversation) -> str:
-    """16 hex digits of the SHA-256 of prompt and target, the same on every machine and for every model."""
-    return _digest(json.dumps([prompt_text(conversation), conversation.target])).hex()[:16]
+    """16 hex digits of the SHA-256 of prompt, target and rejected response, if any; the same everywhere, whatever the model."""
+    responses = [conversation.target] + ([] if conversation.rejected is None else [conversation.rejected])
+    return _digest(json.dumps([prompt_text(conversation), *responses])).hex()[:16]
 
 
 def split_of(prompt: str, validation_fraction: float, test_fraction: float) -> Split:
@@ -87,8 +89,9 @@ def split_of(prompt: str, validation_fraction: float, test_fraction: float) -> S
     return "validation" if position < test_fraction + validation_fraction else "train"
 
 
-def iter_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[Fate, Prompt | None]]:
+def iter_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[Fate, Prompt | None, list[int]]]:
     """Stream all rows, each with what becomes of it; the prompt is None where the row is left out. Held-out data comes first.
+    Beside a prompt stand the tokens of its rejected response, none where preferences are not given.
 
     Raises:
         DataError: at the first row that cannot be read or rendered.
@@ -114,7 +117,8 @@ def iter_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Iterat
     if data.heldout_path is not None:
         conversations = read_conversations(data, heldout=True)
         yield from _iter_source(config, tokenizer, data.heldout_path, conversations, fate_of_heldout)
-    yield from _iter_source(config, tokenizer, data.path, read_conversations(data), fate_of)
+    given = read_conversations(data, preferences=config.team.data == "given")
+    yield from _iter_source(config, tokenizer, data.path, given, fate_of)
 
 
 def _iter_source(
@@ -123,26 +127,28 @@ def _iter_source(
     source: str,
     conversations: Iterator[Conversation],
     fate_of: Callable[[Conversation], Fate],
-) -> Iterator[tuple[Fate, Prompt | None]]:
+) -> Iterator[tuple[Fate, Prompt | None, list[int]]]:
     ends, vocabulary = end_tokens(tokenizer, config.model.path), vocabulary_size(config.model.path)
     while batch := list(islice(conversations, BATCH)):
         kept: list[tuple[Fate, Conversation]] = []
         for conversation in batch:
             fate = fate_of(conversation)
             if fate in ("duplicates", "leaked"):
-                yield fate, None
+                yield fate, None, []
             else:
                 kept.append((fate, conversation))
         rendered = render_all(tokenizer, [conversation for _, conversation in kept], ends, source)
-        for (fate, conversation), (prompt, target) in zip(kept, rendered, strict=True):
-            if vocabulary and (strange := max(*prompt, *target)) >= vocabulary:
+        against = _render_rejected(tokenizer, [conversation for _, conversation in kept], ends, source)
+        for (fate, conversation), (prompt, target), rejected in zip(kept, rendered, against, strict=True):
+            if vocabulary and (strange := max(*prompt, *target, *rejected)) >= vocabulary:
                 raise CheckpointError(
                     f"{source}, row {conversation.row}: the tokenizer of {config.model.path} gives the token id {strange} "
                     f"({tokenizer.convert_ids_to_tokens(strange)!r}), the model's vocabulary has {vocabulary}; expected model "
                     "and tokenizer of one kind"
                 )
-            if len(prompt) > config.data.prompt_length or len(prompt) + len(target) > config.data.max_length:
-                yield "too_long", None
+            length = len(prompt) + max(len(target), len(rejected))
+            if len(prompt) > config.data.prompt_length or length > config.data.max_length:
+                yield "too_long", None, []
                 continue
             yield (
                 fate,
@@ -153,7 +159,17 @@ def _iter_source(
                     target_tokens=target,
                     reference_answer=final_answer(conversation.target, config.evaluation.answer_pattern),
                 ),
+                rejected,
             )
+
+
+def _render_rejected(
+    tokenizer: "PreTrainedTokenizerBase", conversations: list[Conversation], ends: Sequence[int], source: str
+) -> list[list[int]]:
+    """The ids of rejected responses behind their prompts; empty where there is none."""
+    swapped = [replace(one, target=one.rejected) for one in conversations if one.rejected is not None]
+    rendered = iter(render_all(tokenizer, swapped, ends, f"{source} (rejected responses)"))
+    return [[] if one.rejected is None else next(rendered)[1] for one in conversations]
 
 
 def _digest(text: str) -> bytes:
@@ -177,34 +193,56 @@ def prepare_prompts(config: Config, store: RunStore, tokenizer: "PreTrainedToken
     if store.is_committed(folder):
         return PromptCounts(**store.counts(folder))
     store.remove(folder)  # a killed run's shards: its last ones may be beyond those that are written now
+    given = config.team.data == "given"
+    if given:
+        store.remove(store.rollout(GIVEN))
     fates: Counter[Fate] = Counter()
     waiting: dict[Fate, list[Prompt]] = {"train": [], "validation": [], "test": []}
+    against: list[Generation] = []
     shards: Counter[Fate] = Counter()
 
     def write(split: Fate) -> None:
         store.write_rows(store.shard(store.prompts(split), shards[split]), waiting[split], Prompt)
+        if given and split == "train":
+            store.write_rows(store.shard(store.rollout(GIVEN), shards[split]), against, Generation)
+            against.clear()
         shards[split] += 1
         waiting[split] = []
 
-    for fate, prompt in iter_prompts(config, tokenizer):
+    for fate, prompt, rejected in iter_prompts(config, tokenizer):
         fates[fate] += 1
         if prompt is not None:
             waiting[fate].append(prompt)
+            if given and fate == "train":
+                against.append(_given(prompt, rejected))
             if len(waiting[fate]) == config.data.shard_size:
                 write(fate)
     counts = _counted(fates, config)
     for split, prompts in waiting.items():
         if prompts:
             write(split)
+    if given:
+        store.commit(store.rollout(GIVEN), sequences=0, tokens=0, seconds=0.0)  # no model said them
     store.commit(folder, **asdict(counts))
     return counts
+
+
+def _given(prompt: Prompt, rejected: list[int]) -> Generation:
+    """A rejected response of the data, in the place of what an opponent said."""
+    return Generation(
+        prompt_id=prompt.prompt_id,
+        iteration=GIVEN.iteration,
+        opponent=GIVEN.opponent,
+        generated_tokens=rejected,
+        finish_reason="stop",
+    )
 
 
 def survey_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> PromptSurvey:
     """What `prepare_prompts` would write, without writing. Raises what it raises."""
     fates: Counter[Fate] = Counter()
     judged = prompt_tokens = target_tokens = longest_prompt = longest_target = 0
-    for fate, prompt in iter_prompts(config, tokenizer):
+    for fate, prompt, _ in iter_prompts(config, tokenizer):
         fates[fate] += 1
         judged += fate == config.evaluation.split and prompt is not None and prompt.reference_answer is not None
         if prompt is not None and fate == "train":

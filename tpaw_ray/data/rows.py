@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tpaw_ray.config import ColumnsConfig
@@ -22,7 +22,8 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """A row of the source: the turns before the last assistant turn, and that turn's text.
+    """A row of the source: the turns before the last assistant turn, and that turn's text. `rejected` is another response to the
+    same prompt that given preferences hold the target against.
 
     Example: `Conversation(row=0, prompt=(Message(role="user", content="1+1?"),), target="2")`.
     """
@@ -30,21 +31,24 @@ class Conversation:
     row: int
     prompt: tuple[Message, ...]
     target: str
+    rejected: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Which columns hold what: either `messages`, or `prompt` and `target`. `extra` is text that continues the prompt."""
+    """Which columns hold what: either `messages`, or `prompt` and `target`. `extra` is text that continues the prompt, `rejected`
+    the response that is not preferred, alone or behind the prompt's turns."""
 
     messages: str | None = None
     prompt: str | None = None
     target: str | None = None
     system: str | None = None
     extra: str | None = None
+    rejected: str | None = None
 
     def columns(self) -> tuple[str, ...]:
         """The columns every row must have."""
-        return tuple(name for name in (self.messages, self.prompt, self.target, self.system) if name)
+        return tuple(name for name in (self.messages, self.prompt, self.target, self.system, self.rejected) if name)
 
 
 # In order of preference: UltraChat's and UltraFeedback's rows hold a bare `prompt` beside the full `messages`.
@@ -55,6 +59,13 @@ SHAPES = (
     Shape(prompt="prompt", target="completion"),
     Shape(prompt="question", target="answer"),
     Shape(prompt="instruction", target="output", extra="input"),  # Alpaca
+    Shape(prompt="prompt", target="chosen"),
+    Shape(messages="chosen"),
+)
+# Shapes of preference data, as in TRL. UltraFeedback's rows repeat the prompt in both responses.
+PREFERENCES = (
+    Shape(prompt="prompt", target="chosen", rejected="rejected"),
+    Shape(messages="chosen", rejected="rejected"),
 )
 
 
@@ -77,31 +88,36 @@ def fields_of(value: Any, place: str) -> Mapping[str, Any]:
     return value
 
 
-def shape_of_columns(columns: ColumnsConfig) -> Shape | None:
-    """The shape that `data.columns` names; None where it names no column of turns.
+def shape_of_columns(columns: ColumnsConfig, *, preferences: bool = False) -> Shape | None:
+    """The shape that `data.columns` names, with the rejected response where `preferences` are given; None where it names no
+    column of turns.
 
     Raises:
         ConfigError: when it names neither `messages` nor both `prompt` and `target`.
     """
     given = {name: column for name, column in columns.model_dump().items() if column is not None}
+    rejected = given.pop("rejected", "rejected")
     if not given.keys() - {"system"}:
         return None
     if given.keys() - {"system"} not in ({"messages"}, {"prompt", "target"}):
         raise ConfigError(
             f"data.columns: found {', '.join(given)}; expected either messages, or prompt and target (and system with both)"
         )
-    return Shape(**given)
+    return Shape(**given, rejected=rejected if preferences else None)
 
 
-def find_shape(fields: Mapping[str, Any], columns: ColumnsConfig, place: str) -> Shape:
+def find_shape(fields: Mapping[str, Any], columns: ColumnsConfig, place: str, *, preferences: bool = False) -> Shape:
     """The first known shape whose columns a row has. Raises `DataError` with the columns found where there is none."""
-    for shape in SHAPES:
+    rejected = columns.rejected or "rejected"
+    shapes = [replace(shape, rejected=rejected) for shape in PREFERENCES] if preferences else SHAPES
+    for shape in shapes:
         if all(name in fields for name in shape.columns()):
-            return Shape(**{**vars(shape), "system": columns.system})
-    known = "; ".join(" + ".join(shape.columns()) for shape in SHAPES)
+            return replace(shape, system=columns.system)
+    known = "; ".join(" + ".join(shape.columns()) for shape in shapes)
     raise DataError(
-        f"{place}: unknown shape: found the columns {listed(fields)}; known shapes are {known}. "
+        f"{place}: unknown shape: found the columns {listed(fields)}; known shapes {'of preferences ' * preferences}are {known}. "
         "Say which columns hold what with data.columns.messages, or data.columns.prompt and data.columns.target"
+        + (", and data.columns.rejected" if preferences else "")
     )
 
 
@@ -126,7 +142,21 @@ def conversation_of(fields: Mapping[str, Any], shape: Shape, row: int, place: st
         raise DataError(f"{place}: {shape.messages or shape.prompt}: found an empty prompt, expected text")
     if not target.strip():
         raise DataError(f"{place}: {source}: found the target response {shorten(target)}, expected text")
-    return Conversation(row=row, prompt=prompt, target=target)
+    rejected = _rejected(fields, shape.rejected, prompt, place) if shape.rejected else None
+    return Conversation(row=row, prompt=prompt, target=target, rejected=rejected)
+
+
+def _rejected(fields: Mapping[str, Any], column: str, prompt: tuple[Message, ...], place: str) -> str:
+    """The rejected response's text: a string, or the last turn of messages, which may repeat the prompt."""
+    turns = _messages(fields[column], "assistant", place, column)
+    if turns[-1].role != "assistant":
+        raise DataError(f"{place}: {column}: found a last turn of the {turns[-1].role}, expected the assistant's")
+    before = turns[:-1]
+    if before and tuple(before) != prompt[len(prompt) - len(before) :]:
+        raise DataError(f"{place}: {column}: its prompt differs from that of the chosen response; expected the same turns")
+    if not turns[-1].content.strip():
+        raise DataError(f"{place}: {column}: found the rejected response {shorten(turns[-1].content)}, expected text")
+    return turns[-1].content
 
 
 def _turns(fields: Mapping[str, Any], shape: Shape, place: str) -> list[Message]:
@@ -140,6 +170,8 @@ def _turns(fields: Mapping[str, Any], shape: Shape, place: str) -> list[Message]
     if extra:
         asked[-1:] = [Message(role=asked[-1].role, content=f"{asked[-1].content}\n{_text(extra, place, str(shape.extra))}")]
     answered = _messages(fields[target], "assistant", place, target)
+    if answered[: len(asked)] == asked:  # the whole conversation, which repeats the prompt
+        return turns + answered
     if not any(turn.role == "assistant" for turn in answered):
         raise DataError(f"{place}: {target}: found no assistant turn, expected one: the last is the target response")
     return turns + asked + answered

@@ -39,12 +39,13 @@ class _Record:
         return f"{self.file}, row {row}" + (f" (row {self.index} of this file)" if self.index != row else "")
 
 
-def read_conversations(data: DataConfig, *, heldout: bool = False) -> Iterator[Conversation]:
+def read_conversations(data: DataConfig, *, heldout: bool = False, preferences: bool = False) -> Iterator[Conversation]:
     """Stream a source's rows as conversations, in the order of the source.
 
     With `heldout` it is `data.heldout_path` that is read, and whole: `data.limit` is for `data.path`. A folder's files are read
     in sorted order, sub-folders included; a folder with files of several splits is refused, since all would be trained on.
-    The row shape is `data.columns` where given, otherwise found from the first row and the same for all rows.
+    The row shape is `data.columns` where given, otherwise found from the first row and the same for all rows; with `preferences`
+    it has a rejected response.
 
     Raises:
         DataError: when the source is missing, empty or of an unknown shape, or at a malformed row: names the file, the row
@@ -52,19 +53,19 @@ def read_conversations(data: DataConfig, *, heldout: bool = False) -> Iterator[C
         ConfigError: when `data.columns` names neither `messages` nor both `prompt` and `target`.
     """
     source, split = (str(data.heldout_path), data.heldout_split) if heldout else (data.path, data.split)
-    shape = shape_of_columns(data.columns)
+    shape = shape_of_columns(data.columns, preferences=preferences)
     records = _read_source(source, split, data.subset)
     row = -1
     for row, record in enumerate(records if heldout else islice(records, data.limit)):
         place = record.place(row)
         fields = fields_of(record.value, place)
-        shape = shape or find_shape(fields, data.columns, place)
+        shape = shape or find_shape(fields, data.columns, place, preferences=preferences)
         yield conversation_of(fields, shape, row, place)
     if row < 0:
         raise DataError(f"{source}: holds no rows; expected at least one conversation")
 
 
-def check_first_rows(data: DataConfig) -> None:
+def check_first_rows(data: DataConfig, *, preferences: bool = False) -> None:
     """Read the first row of `data.path` and of `data.heldout_path` where that needs no hub and no `datasets`.
 
     Raises:
@@ -72,7 +73,7 @@ def check_first_rows(data: DataConfig) -> None:
     """
     for source, heldout in ((data.path, False), (data.heldout_path, True)):
         if source is not None and (looks_like_path(source) or os.path.exists(source)) and not _is_saved(source):
-            next(read_conversations(data, heldout=heldout))
+            next(read_conversations(data, heldout=heldout, preferences=preferences and not heldout))
 
 
 def looks_like_path(name: str) -> bool:

@@ -26,7 +26,7 @@ class TripletLengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Triplets of one prompt that run together: one target and `len(triplets)` generations."""
+    """Triplets of one prompt that run together: one target and their generations, or the target alone."""
 
     triplets: tuple[int, ...]
     lengths: tuple[int, ...]
@@ -117,14 +117,15 @@ def _units(
 
 
 def unit_of(triplets: Sequence[TripletLengths], indices: Sequence[int], *, share_prompts: bool = False) -> Unit:
-    """The unit of some triplets of one prompt.
+    """The unit of some triplets of one prompt. One without a generation, which is a target alone, adds no sequence.
 
     >>> triplet = TripletLengths(prompt_id="a", prompt_length=4, target_length=10, generated_length=7)
     >>> unit_of([triplet], [0]).lengths, unit_of([triplet], [0], share_prompts=True).lengths
     ((10, 7), (4, 6, 3))
     """
     first = triplets[indices[0]]
-    sequences = (first.target_length, *(triplets[index].generated_length for index in indices))
+    generated = (triplets[index].generated_length for index in indices)
+    sequences = (first.target_length, *(length for length in generated if length > first.prompt_length))
     if share_prompts:
         sequences = (first.prompt_length, *(length - first.prompt_length for length in sequences))
     return Unit(triplets=tuple(indices), lengths=sequences)

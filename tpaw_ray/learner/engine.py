@@ -3,6 +3,7 @@
 import errno
 import math
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from tpaw_ray.policy.logprobs import Policy
 from tpaw_ray.policy.model import load_model
 from tpaw_ray.processes import free_memory
 
-# On CPUs DeepSpeed would compile its all-reduce for inference, half a minute's work that training never calls.
-deepspeed.comm.torch.build_shm_op = lambda: None
+# On CPUs DeepSpeed would compile its all-reduce for inference, which training never calls: half a minute's work, 66 MiB in
+# /dev/shm that stay when the process is gone, and a lock that one killed meanwhile leaves behind, for which the next waits for
+# good. (As an attribute, `deepspeed.comm.torch` is torch itself.)
+import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 

@@ -26,7 +26,10 @@ IntArray = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, kw_only=True)
 class TripletBatch:
-    """Triplets of one micro-batch: each target once in `tokens`, and where to find a triplet's two sequences."""
+    """Triplets of one micro-batch: each target once in `tokens`, and where to find a triplet's two sequences.
+
+    In an update on targets alone `generated_B` is empty, and `K` is 0.
+    """
 
     tokens: TokenBatch
     response_lengths_S: Tensor
@@ -142,10 +145,11 @@ def triplet_batch(pairs: Sequence[Pair], units: Sequence[Unit], *, share_prompts
         for index in unit.triplets:
             pair = pairs[index]
             targets.append(target)
-            generated.append(len(responses))
-            prompts.append(pair.prompt_tokens)
-            responses.append(pair.generated_tokens)
             rows.append(pair)
+            if pair.generated_tokens:
+                generated.append(len(responses))
+                prompts.append(pair.prompt_tokens)
+                responses.append(pair.generated_tokens)
 
     def per_player(values: Sequence[Sequence[float]]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32)
@@ -154,7 +158,7 @@ def triplet_batch(pairs: Sequence[Pair], units: Sequence[Unit], *, share_prompts
         tokens=token_batch(prompts, responses, share_prompts=share_prompts),
         response_lengths_S=torch.tensor([len(response) for response in responses]),
         target_B=torch.tensor(targets),
-        generated_B=torch.tensor(generated),
+        generated_B=torch.tensor(generated, dtype=torch.int64),
         reference_target_logps_BK=per_player([pair.reference_target_logps for pair in rows]),
         reference_generated_logps_BK=per_player([pair.reference_generated_logps for pair in rows]),
         start_alpha_BK=per_player([pair.start_alpha for pair in rows]),

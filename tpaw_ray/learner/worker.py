@@ -15,7 +15,7 @@ import ray.train
 import torch
 from torch import Tensor, distributed
 
-from tpaw_ray.algorithm.objective import TeamLoss, team_loss, weighted_loss
+from tpaw_ray.algorithm.objective import TeamLoss, target_loss, team_loss, weighted_loss
 from tpaw_ray.config import Config, at_iteration
 from tpaw_ray.errors import LearnerError, RunError
 from tpaw_ray.faults import Place, reached
@@ -141,8 +141,9 @@ def take_step(
     )
     players = list(pairs[0].players)
     tally = Tally(len(players), policy.device)
+    whole = len(triplets) if players else sum(lengths[index].target_length - lengths[index].prompt_length for index in triplets)
     for units in shares[distributed.get_rank()]:
-        backward(config, policy, pairs, units, iteration, share=workers / len(triplets), tally=tally)
+        backward(config, policy, pairs, units, iteration, share=workers / whole, tally=tally)
     grad_norm, learning_rate = policy.step()
     row = tally.metrics(
         iteration=iteration,
@@ -176,16 +177,21 @@ def backward(
     """Add a micro-batch's part to the step's gradient.
 
     DeepSpeed averages gradients over workers, so `share` is workers / triplets of the step: the sum over all
-    micro-batches of all workers is then the mean over the step's triplets.
+    micro-batches of all workers is then the mean over the step's triplets. Of targets alone it is the mean over their tokens.
     """
     if not units:
         policy.engine.backward(_idle_loss(policy))
         return
     batch = triplet_batch(pairs, units, share_prompts=policy.shares_prompts).to(policy.device)
     logps_S = policy.engine(batch.tokens)
-    losses = batch_loss(config, batch, logps_S, iteration)
-    policy.engine.backward(losses.losses_B.sum() * share)
-    tally.add(losses, logps_S.detach(), batch, config.objective.eta)
+    if len(batch.generated_B):
+        losses = batch_loss(config, batch, logps_S, iteration)
+        losses_B = losses.losses_B
+        tally.add(losses, logps_S.detach(), batch, config.objective.eta)
+    else:
+        losses_B = target_loss(logps_S[batch.target_B])
+        tally.add_targets(losses_B.detach(), logps_S.detach(), batch)
+    policy.engine.backward(losses_B.sum() * share)
     tally.work += torch.tensor([len(logps_S), len(batch.tokens.input_ids_N)], dtype=torch.float64, device=policy.device)
 
 
@@ -216,57 +222,63 @@ def _idle_loss(policy: PolicyEngine) -> Tensor:
 class Tally:
     """Sums of a step over this worker's triplets; `metrics` adds those of all workers."""
 
+    TARGETS = ("triplets", "loss", "target_logp", "target_length")
+    RESPONSES = ("target_reward", "generated_reward", "target_weight_share", "generated_logp", "generated_length")
+
     def __init__(self, num_players: int, device: torch.device) -> None:
-        self.sums = torch.zeros(9 + num_players, dtype=torch.float64, device=device)
+        self.names = (*self.TARGETS, *(self.RESPONSES if num_players else ()))
+        self.sums = torch.zeros(len(self.names) + num_players, dtype=torch.float64, device=device)
         self.drift = torch.zeros((), dtype=torch.float64, device=device)
         self.work = torch.zeros(2, dtype=torch.float64, device=device)  # sequences, tokens
 
     def add(self, losses: TeamLoss, logps_S: Tensor, batch: TripletBatch, eta: float) -> None:
-        """Count a micro-batch."""
+        """Count a micro-batch of triplets."""
         targets_BK, generated_BK = losses.target_rewards_BK.detach(), losses.generated_rewards_BK.detach()
-        lengths_S = batch.response_lengths_S
-        per_triplet = (
-            torch.ones_like(losses.losses_B),
-            losses.losses_B.detach(),
+        self._sum(
+            *self._targets(losses.losses_B.detach(), logps_S, batch),
             targets_BK.mean(1),
             generated_BK.mean(1),
             (losses.target_weights_BK == eta).double().mean(1),
-            logps_S[batch.target_B],
             logps_S[batch.generated_B],
-            lengths_S[batch.target_B],
-            lengths_S[batch.generated_B],
+            batch.response_lengths_S[batch.generated_B],
             *losses.player_weights_BK.detach().unbind(1),
         )
-        self.sums += torch.stack([values.double().sum() for values in per_triplet])
         self.drift = torch.maximum(
             self.drift, torch.maximum(targets_BK[:, 0].abs().max(), generated_BK[:, 0].abs().max()).double()
         )
+
+    def add_targets(self, losses_B: Tensor, logps_S: Tensor, batch: TripletBatch) -> None:
+        """Count a micro-batch of targets alone."""
+        self._sum(*self._targets(losses_B, logps_S, batch))
+
+    def _targets(self, losses_B: Tensor, logps_S: Tensor, batch: TripletBatch) -> tuple[Tensor, ...]:
+        return torch.ones_like(losses_B), losses_B, logps_S[batch.target_B], batch.response_lengths_S[batch.target_B]
+
+    def _sum(self, *per_triplet: Tensor) -> None:
+        self.sums += torch.stack([values.double().sum() for values in per_triplet])
 
     def metrics(self, *, players: list[int], seconds: float, **where: float | None) -> StepMetrics:
         """The means of the step over all workers; every worker must call it."""
         sums = torch.cat([self.sums, self.work])
         distributed.all_reduce(sums)
         distributed.all_reduce(self.drift, op=distributed.ReduceOp.MAX)
-        count, *totals, sequences, tokens = sums.tolist()
-        means = [total / count for total in totals]
+        *totals, sequences, tokens = sums.tolist()
+        named = dict(zip(self.names, totals, strict=False))
+        count = named["triplets"]
+        means: dict[str, float | None] = dict.fromkeys(self.RESPONSES) | {name: total / count for name, total in named.items()}
+        if players:
+            means["margin"] = named["target_reward"] / count - named["generated_reward"] / count
+        else:
+            means |= {"margin": None, "loss": named["loss"] / named["target_length"]}
         return StepMetrics(
-            triplets=int(count),
-            loss=means[0],
-            target_reward=means[1],
-            generated_reward=means[2],
-            margin=means[1] - means[2],
-            target_weight_share=means[3],
-            target_logp=means[4],
-            generated_logp=means[5],
-            target_length=means[6],
-            generated_length=means[7],
             players=players,
-            player_weights=means[8:],
-            newest_reward_max_abs=self.drift.item(),
+            player_weights=[total / count for total in totals[len(self.names) :]],
+            newest_reward_max_abs=self.drift.item() if players else None,
             sequences=int(sequences),
             tokens=int(tokens),
             tokens_per_s=tokens / seconds,
             seconds=seconds,
+            **means | {"triplets": int(count)},  # type: ignore[arg-type]
             **where,  # type: ignore[arg-type]
         )
 

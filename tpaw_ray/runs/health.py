@@ -64,7 +64,8 @@ def warnings_of(steps: Sequence[dict[str, Any]], said: Said, before: Said, limit
         said: what the iteration's own opponents said; `NOTHING` where they are not known.
         before: the same of the iteration before.
     """
-    found = [falling_reward([row["target_reward"] for row in steps], limits.reward_fall)]
+    rewards = [row["target_reward"] for row in steps if row["target_reward"] is not None]
+    found = [falling_reward(rewards, limits.reward_fall)]
     if said.set_aside:
         found.append(
             f"{len(said.set_aside)} prompts are left out, because they ended every engine they were given to: "

@@ -15,7 +15,8 @@ STORE_PAUSE_S = 30.0
 class StepMetrics:
     """One optimizer step, averaged over its triplets.
 
-    Rewards in nats × `reward_scale`, log-probabilities in nats, lengths in tokens.
+    Rewards in nats × `reward_scale`, log-probabilities in nats, lengths in tokens. An update on targets alone has a loss in nats
+    a target token, and null for all that speaks of generated responses and players.
     """
 
     iteration: int
@@ -25,20 +26,20 @@ class StepMetrics:
     """Steps of the whole update."""
     triplets: int
     loss: float
-    target_reward: float
+    target_reward: float | None
     """Mean over players of `P_j(x, y)`."""
-    generated_reward: float
-    margin: float
-    target_weight_share: float
+    generated_reward: float | None
+    margin: float | None
+    target_weight_share: float | None
     """Share of (triplet, player) with `α = η`."""
     players: list[int]
     player_weights: list[float]
     """Mean `β` of each of `players`."""
     target_logp: float
-    generated_logp: float
+    generated_logp: float | None
     target_length: float
-    generated_length: float
-    newest_reward_max_abs: float
+    generated_length: float | None
+    newest_reward_max_abs: float | None
     """Largest `|P_t|` of the newest player, which is 0 at the first step."""
     grad_norm: float | None
     """Before clipping; null where DeepSpeed computes none."""

@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tpaw_ray.algorithm.team import fresh_rollouts, replayed_rollouts
 from tpaw_ray.config import Config
 from tpaw_ray.runs.health import NOTHING, Said, warnings_of
 from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.store import RunStore
+from tpaw_ray.runs.teams import Teams
 
 STAGES = ("generate", "score", "update", "evaluate")
 
@@ -22,7 +22,7 @@ class Row:
     target_logp: float | None
     """Mean summed log-probability of held-out targets, in nats."""
     target_reward: float | None
-    """Mean over players and over the last epoch's triplets of the update."""
+    """Mean over players and over the last epoch's triplets of the update; null where it learnt from targets alone."""
     margin: float | None
     warnings: list[str]
     """What looks wrong in the iteration (`health.py`); empty when all is well."""
@@ -38,6 +38,7 @@ class Summary:
     def __init__(self, config: Config, store: RunStore) -> None:
         self.config = config
         self.store = store
+        self.teams = Teams(config, store)
 
     def row(self, checkpoint: int) -> Row:
         """The row of an evaluated checkpoint."""
@@ -82,8 +83,7 @@ class Summary:
         return self.store.is_committed(self.store.evaluation(checkpoint))
 
     def _new_rollouts(self, iteration: int) -> list[str]:
-        chosen = replayed_rollouts if self.config.team.data == "replay" else fresh_rollouts
-        rollouts = chosen(iteration, self.config.window)
+        rollouts = self.teams.rollouts(iteration)
         return [self.store.rollout(rollout) for rollout in rollouts if rollout.iteration == iteration]
 
     def _said(self, iteration: int) -> Said:
@@ -100,6 +100,8 @@ class Summary:
         rows = MetricsLog(self.store).of_update(iteration)
         last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
         triplets = sum(row["triplets"] for row in last)
+        if last[0]["target_reward"] is None:  # an update on targets alone
+            return {"target_reward": None, "margin": None}
         return {key: sum(row[key] * row["triplets"] for row in last) / triplets for key in ("target_reward", "margin")}
 
 
