@@ -1,6 +1,6 @@
 """`tpaw experiment` as a user types it: two methods, two seeds, two settings, on real runs; interrupted, continued, run again.
 
-Takes some 6 to 10 minutes on two cores.
+Took 29 minutes on two cores that had much else to do.
 """
 
 import json
