@@ -1,5 +1,6 @@
 # Every target sets up .venv by itself, from a bare Python 3.11.
 #   make demo     the tiny model, three TPAW iterations, a table
+#   make small-study    methods side by side on the tiny model, some two hours; QUICK=--quick only shows that it works
 #   make test     the tests
 #   make test-faults    the kill matrix
 #   make test-long      what takes minutes a test: 200 000 prompts, a run in an object store, two workers of which one dies, a judge served by vLLM
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(EXTRA)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install demo test test-faults test-long check smollm2 clean
+.PHONY: install demo small-study test test-faults test-long check smollm2 clean
 
 install: $(INSTALLED)
 
@@ -24,6 +25,12 @@ $(INSTALLED): pyproject.toml cluster/install.sh cluster/overrides-cpu.txt cluste
 demo: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python jobs/demo_model.py
 	$(BIN)/tpaw run jobs/demo.yaml
+
+small-study: install
+	for seed in 0 1 2 3 4 100; do \
+	  OMP_WAIT_POLICY=PASSIVE $(BIN)/python jobs/demo_model.py --to models/study-$$seed --seed $$seed --test-rows 1000 || exit 1; \
+	done
+	$(BIN)/tpaw experiment jobs/small_study.yaml $(QUICK)
 
 test: install
 	$(BIN)/python -m pytest

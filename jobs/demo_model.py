@@ -125,11 +125,16 @@ def fit(
     return found
 
 
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def main(
     to: Annotated[Path, typer.Option(help="Folder of the model; the data goes beside it.")] = Path("models/demo"),
     rows: Annotated[int, typer.Option(help="SFT rows.")] = 8000,
     goal: Annotated[float, typer.Option(help="Held-out accuracy at which fitting stops.")] = 0.6,
     seed: int = 0,
+    test_rows: Annotated[int, typer.Option(help="Rows that are not fitted, written beside the data as NAME-test.jsonl.")] = 0,
 ) -> None:
     """Write the demo's model and data, unless they are there."""
     if to.exists():
@@ -139,14 +144,17 @@ def main(
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
-    data = make_rows(rows + 512, seed)
+    data = make_rows(rows + 512 + test_rows, seed)
+    looked_at = data[rows : rows + 512]  # they decide when fitting stops
     print(f"fitting a Llama of {model.num_parameters():,} parameters to {rows} sums, until held-out accuracy is {goal}")
-    found = fit(model, encode(tokenizer, data[:rows]), encode(tokenizer, data[rows:]), goal=goal)
+    found = fit(model, encode(tokenizer, data[:rows]), encode(tokenizer, looked_at), goal=goal)
     beside = to.with_name(f"{to.name}.writing")
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
-    to.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in data[:rows]))
+    write_rows(to.with_suffix(".jsonl"), data[:rows])
+    if test_rows:
+        write_rows(to.with_name(f"{to.name}-test.jsonl"), data[rows + 512 :])
     beside.rename(to)
     print(f"{to}: held-out accuracy {found:.3f} after {time.perf_counter() - started:.0f} s")
 

@@ -116,6 +116,28 @@ def export(
     print(visible(f"checkpoint {choice.checkpoint} is in {place}\n{choice.reason}"))
 
 
+@app.command()
+def experiment(
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="Methods, seeds and grid; see docs/experiments.md.")],
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Check all runs' configs and print how many there are; start none.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Cut seeds, grid, iterations and data, to see that all works.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs of Ray.")] = False,
+) -> None:
+    """Conduct an experiment, or continue it: tune every method on validation, run all seeds, test once, make the table."""
+    from tpaw_ray.experiment.design import load_design
+
+    design = load_design(file, quick=quick)
+    from tpaw_ray.experiment.conduct import conduct, show_work
+    from tpaw_ray.runs.progress import Reporter
+
+    if plan:
+        show_work(design, Reporter())
+    elif failed := conduct(design, Reporter(), verbose=verbose):
+        raise typer.Exit(failed)
+
+
 def main() -> None:
     """The entry point: one clear message for what a user can mend, a traceback for what only we can."""
     try:

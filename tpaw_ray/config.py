@@ -4,12 +4,12 @@ Layers, later ones win: defaults, the file's preset, the file, the command line'
 Imports neither torch nor ray nor vllm, so that `tpaw --help` and config errors come at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -383,6 +383,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: naming the file or override, the field, what was found and what is expected.
     """
     path = Path(path)
+    content = read_mapping(path)
+    return resolve_config(
+        with_preset(content, str(path)), with_preset(_parse_overrides(overrides), "command line"), source=str(path)
+    )
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds, unresolved.
+
+    Raises:
+        ConfigError: when it cannot be read, is too long, or holds something else.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(CONFIG_BYTES + 1).decode("utf-8")
@@ -396,9 +408,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, found {'nothing' if content is None else shorten(content)}")
-    return resolve_config(
-        _with_preset(content, str(path)), _with_preset(_parse_overrides(overrides), "command line"), source=str(path)
-    )
+    return content
 
 
 def resolve_config(*layers: Mapping[str, Any], source: str = "config") -> Config:
@@ -409,13 +419,13 @@ def resolve_config(*layers: Mapping[str, Any], source: str = "config") -> Config
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        _merge(merged, layer)
+        merge(merged, layer)
     if found := find_credentials(merged):
         raise ConfigError(f"{source}: {found}; give it in the environment (HF_TOKEN, AWS_SECRET_ACCESS_KEY …), not in a config")
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{source}: {line}" for line in _lines(error))) from error
+        raise ConfigError("\n".join(f"{source}: {line}" for line in problems(error))) from error
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -475,7 +485,12 @@ def _values(schema: Mapping[str, Any]) -> str:
     return f"{kind.get(schema['type'], schema['type'])} {bounds}".strip()
 
 
-def _with_preset(layer: Mapping[str, Any], source: str) -> dict[str, Any]:
+def with_preset(layer: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A layer in which the values of the preset it names stand instead of the name; its own count more.
+
+    Raises:
+        ConfigError: for a preset that there is not.
+    """
     values = dict(layer)
     preset = values.pop("preset", None)
     if preset is None:
@@ -483,7 +498,7 @@ def _with_preset(layer: Mapping[str, Any], source: str) -> dict[str, Any]:
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError(f"{source}: preset: found {preset!r}, expected one of {', '.join(PRESETS)}")
     merged = deepcopy(dict(PRESETS[preset]))
-    _merge(merged, values)
+    merge(merged, values)
     return merged
 
 
@@ -500,14 +515,15 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"override {shorten(key)}: the value is not valid YAML: {error}") from error
         for part in reversed(parts):
             value = {part: value}
-        _merge(values, value)
+        merge(values, value)
     return values
 
 
-def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
+def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Put a layer over a base, section by section; the base is changed."""
     for key, value in layer.items():
         if isinstance(value, Mapping) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
+            merge(base[key], value)
         else:
             base[key] = deepcopy(value)
 
@@ -518,11 +534,13 @@ def _holds_nan(value: Any) -> bool:
     return isinstance(value, float) and not isfinite(value)
 
 
-def _lines(error: ValidationError) -> list[str]:
-    lines = []
-    leaves = [key for key, *_ in config_fields()]
-    problems = error.errors(include_url=False)
-    for problem in problems[:PROBLEMS_TOLD]:
+def problems(error: ValidationError, section: type[Section] = Config) -> list[str]:
+    """What is wrong with the values of a section, a line a field: found and expected."""
+    lines: list[tuple[str, str]] = []
+    beside: list[tuple[str, str]] = []
+    leaves = list(_leaves(section))
+    found_wrong = error.errors(include_url=False)
+    for problem in found_wrong[:PROBLEMS_TOLD]:
         # The branches of a union are named after its types; a user's keys are not.
         field = ".".join(
             str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "function-", "list[", "float"))
@@ -531,20 +549,37 @@ def _lines(error: ValidationError) -> list[str]:
         # Of a number or a list of numbers, only what the value was meant for is told.
         in_a_list = any(str(part).startswith("list[") for part in problem["loc"])
         kind = problem["type"], type(value)
+        meant = lines
         if (kind == ("float_type", list) and not in_a_list) or kind in [("list_type", one) for one in (str, bool, int, float)]:
-            continue
+            meant = beside
         if problem["type"] == "extra_forbidden":
-            close = get_close_matches(field[:100], [*leaves, *Config.model_fields], n=1)
+            close = get_close_matches(field[:100], [*leaves, *section.model_fields], n=1)
             hint = f"did you mean {close[0]}?" if close else "see the config reference in docs/config.md"
-            lines.append(f"{field if len(field) <= 200 else f'{field[:200]}…'}: unknown key; {hint}")
+            told = f"{field if len(field) <= 200 else f'{field[:200]}…'}: unknown key; {hint}"
         elif problem["type"] == "missing":
-            lines.append(f"{field}: required, but missing")
+            told = f"{field}: required, but missing"
         elif problem["type"] == "model_type":
             keys = ", ".join(key.removeprefix(f"{field}.") for key in leaves if key.startswith(f"{field}."))
-            lines.append(f"{field}: found {shorten(value)}, expected a section with the keys {keys}")
+            told = f"{field}: found {shorten(value)}, expected a section with the keys {keys}"
         else:
             found = f", found {shorten(value)}" if not isinstance(value, dict | BaseModel) else ""
-            lines.append(f"{field + ': ' if field else ''}{message}{found}")
-    if len(problems) > PROBLEMS_TOLD:
-        lines.append(f"and {len(problems) - PROBLEMS_TOLD} more problems")
-    return list(dict.fromkeys(lines))
+            told = f"{field + ': ' if field else ''}{message}{found}"
+        meant.append((field, told))
+    if len(found_wrong) > PROBLEMS_TOLD:
+        lines.append(("", f"and {len(found_wrong) - PROBLEMS_TOLD} more problems"))
+    fields = {field for field, _ in lines}
+    return list(dict.fromkeys(told for _, told in [*[one for one in beside if one[0] not in fields], *lines]))
+
+
+def _leaves(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """Every leaf of a section by its dotted key."""
+    for name, field in section.model_fields.items():
+        inner = next((one for one in (field.annotation, *get_args(field.annotation)) if _is_section(one)), None)
+        if inner:
+            yield from _leaves(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
+    return isinstance(annotation, type) and issubclass(annotation, Section)

@@ -63,8 +63,8 @@ def environment():
     return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
 
 
-def tpaw(*arguments):
-    return subprocess.run([TPAW, *map(str, arguments)], capture_output=True, text=True, env=environment(), timeout=600)
+def tpaw(*arguments, timeout=600):
+    return subprocess.run([TPAW, *map(str, arguments)], capture_output=True, text=True, env=environment(), timeout=timeout)
 
 
 def processes_of(group):

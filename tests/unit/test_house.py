@@ -38,6 +38,7 @@ FLOORS = {
     "launch": 7,
     "evaluate": 7,
     "forecast": 7,
+    "experiment": 7,
 }
 
 

@@ -67,7 +67,7 @@ class Reporter:
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         table = Table(title=Text(visible(title)))
         for column in columns:
-            table.add_column(Text(visible(column)), justify="right")
+            table.add_column(Text(visible(column)), justify="right", overflow="fold")
         for row in rows:
             table.add_row(*(Text(visible(cell)) for cell in row))
         self.console.print(table)

@@ -1,0 +1,148 @@
+"""`tpaw experiment` as a user types it: two methods, two seeds, two settings, on real runs; interrupted, continued, run again.
+
+Took 29 minutes on two cores that had much else to do.
+"""
+
+import json
+from statistics import fmean
+
+import pytest
+import yaml
+
+from tests.e2e.test_run import fingerprints, interrupt_when, press_ctrl_c, tpaw
+from tests.tiny import merging_tokenizer, write_tiny_model
+from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Answer, Prompt
+
+SEEDS, TUNED = (0, 1), 7
+RATES = (1e-4, 1e-2)
+
+
+def write_experiment(folder):
+    """A start model a seed, their data, and the experiment's file."""
+    for seed in (*SEEDS, TUNED):
+        write_tiny_model(folder / f"model-{seed}", seed=seed, tokenizer=merging_tokenizer())
+    rows = [{"question": f"{1000 + 37 * i}+{i}=", "answer": f"{1000 + 37 * i} + {i}\n#### {1000 + 38 * i}"} for i in range(96)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[32:]))
+    (folder / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:32]))
+    base = {
+        "model": {"path": str(folder / "model-{seed}")},
+        "data": {
+            "path": str(folder / "train.jsonl"),
+            "heldout_path": str(folder / "heldout.jsonl"),
+            "validation_fraction": 0.3,
+            "prompt_length": 32,
+            "max_length": 64,
+            "shard_size": 16,
+        },
+        "iterations": 1,
+        "sampling": {"max_new_tokens": 16},
+        "evaluation": {"answer_pattern": "([0-9])"},  # the last digit, which a model that knows nothing hits now and then
+        "learner": {"precision": "fp32", "gradient_checkpointing": False, "global_batch": 16, "epochs": 1},
+    }
+    experiment = {
+        "name": "both",
+        "root": str(folder / "experiments"),
+        "base": base,
+        "seeds": list(SEEDS),
+        "tuning": {"seeds": [TUNED], "grid": {"learner.learning_rate": list(RATES)}},
+        "methods": {"tpaw": {"preset": "tpaw"}, "spin": {"preset": "spin"}},
+        "baselines": ["start", "spin"],
+        "parallel": 2,
+    }
+    path = folder / "both.yaml"
+    path.write_text(yaml.safe_dump(experiment, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("experiment")
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    """The experiment's folder and what the command said, after an interruption in the middle of the tuning runs."""
+    path = write_experiment(folder)
+    begun = folder / "experiments/both/tuning/tpaw_learning_rate-0.0001_seed-7/checkpoints/000/committed.json"
+    code, _, err, left = interrupt_when(begun, press_ctrl_c, "experiment", path)
+    assert (code, left) == (130, []), err[-3000:]
+    assert "the same command continues" in err
+    ended = tpaw_in_time("experiment", path)
+    assert ended.returncode == 0, (ended.stdout[-3000:], ended.stderr[-3000:])
+    return folder / "experiments/both", ended.stdout
+
+
+def tpaw_in_time(*arguments):
+    return tpaw(*arguments, timeout=3000)
+
+
+def read(done, name="experiment.json"):
+    return json.loads((done[0] / name).read_text())
+
+
+def test_the_protocol_says_in_which_order_validation_and_test_were_used(done):
+    protocol = read(done)["protocol"]
+    assert [event["event"] for event in protocol] == ["tuned", "chosen", "trained", "testing", "tested"]
+    assert [event["at"] for event in protocol] == sorted(event["at"] for event in protocol)
+    first_final = min(path.stat().st_mtime for path in (done[0] / "final").glob("*/config.yaml"))
+    assert (done[0] / "choices.json").stat().st_mtime <= first_final
+
+
+def test_every_method_is_tuned_on_the_whole_grid_by_the_last_iterations_validation_accuracy(done):
+    for method, choice in read(done)["choices"].items():
+        points = {point["settings"]["learner.learning_rate"]: point for point in choice["points"]}
+        assert set(points) == set(RATES)
+        for rate, point in points.items():
+            run = RunStore.open(str(done[0] / "tuning"), f"{method}_learning_rate-{rate}_seed-{TUNED}")
+            counts = run.counts(run.evaluation(1))
+            assert (point["accuracy"], point["target_logp"]) == (counts["accuracy"], counts["target_logp"])
+        best = max(points.values(), key=lambda point: (point["accuracy"], point["target_logp"]))
+        assert choice["settings"] == best["settings"]
+        for seed in SEEDS:
+            config = yaml.safe_load((done[0] / f"final/{method}_seed-{seed}/config.yaml").read_text())
+            assert config["learner"]["learning_rate"] == best["settings"]["learner.learning_rate"]
+            assert config["run"]["seed"] == seed
+
+
+def test_the_tables_values_are_the_test_splits_answers_judged_again(done):
+    rows = {row["method"]: row for row in read(done)["table"]}
+    assert list(rows) == ["start", "tpaw", "spin"]
+    for method in ("tpaw", "spin"):
+        for seed, value in zip(SEEDS, rows[method]["last"]["values"], strict=True):
+            run = RunStore.open(str(done[0] / "final"), f"{method}_seed-{seed}")
+            prompts = {row.prompt_id: row for path in run.files(run.prompts("test")) for row in run.read_rows(path, Prompt)}
+            answers = run.read_rows(run.path("tested", "001", "answers", "00000.parquet"), Answer)
+            assert {answer.prompt_id for answer in answers} == prompts.keys() and len(answers) == 32
+            last_digits = {answer.prompt_id: [char for char in answer.text if char in "0123456789"][-1:] for answer in answers}
+            right = [last_digits[prompt_id] == [prompt.reference_answer] for prompt_id, prompt in prompts.items()]
+            assert value == fmean(right)
+    for comparison in rows["tpaw"]["comparisons"]:
+        other = rows[comparison["to"]][comparison["on"]]["mean"]
+        assert comparison["difference"] == pytest.approx(rows["tpaw"][comparison["on"]]["mean"] - other)
+
+
+def test_the_test_split_is_answered_by_chosen_checkpoints_only_and_by_the_start_once_a_seed(done):
+    tested = sorted(str(path.relative_to(done[0])) for path in done[0].glob("*/*/tested/*"))
+    assert tested == [
+        "final/spin_seed-0/tested/001",
+        "final/spin_seed-1/tested/001",
+        "final/tpaw_seed-0/tested/000",
+        "final/tpaw_seed-0/tested/001",
+        "final/tpaw_seed-1/tested/000",
+        "final/tpaw_seed-1/tested/001",
+    ]
+
+
+def test_the_same_command_again_shows_the_table_and_leaves_every_run_as_it_is(done, folder):
+    before = {path: fingerprints(path) for path in (done[0] / "tuning", done[0] / "final")}
+    again = tpaw_in_time("experiment", folder / "both.yaml")
+    assert again.returncode == 0 and "nothing to do" in again.stdout and "paired by seed" in again.stdout
+    assert {path: fingerprints(path) for path in before} == before
+    assert "| tpaw | 2 |" in (done[0] / "table.md").read_text()
+
+
+def test_each_run_is_an_ordinary_one_that_its_own_command_knows(done):
+    config = done[0] / "logs/final/spin_seed-1/config.yaml"
+    known = tpaw_in_time("run", config)
+    assert known.returncode == 0 and "nothing to do" in known.stdout

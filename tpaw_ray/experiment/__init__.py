@@ -1,0 +1,1 @@
+"""Methods side by side: many runs, one table."""

@@ -1,0 +1,148 @@
+"""The test split, answered once by the checkpoints that an experiment chose.
+
+All checkpoints share one Ray, and the next one's engine imports vLLM while the one before it answers. What a checkpoint answered
+is committed in its run's folder, `tested/003`, and never asked again.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import ray
+
+from tpaw_ray.config import Config
+from tpaw_ray.data.template import end_tokens, load_tokenizer
+from tpaw_ray.errors import DataError
+from tpaw_ray.evaluation.exact_match import judge, verdict
+from tpaw_ray.opponents.messages import EngineSettings, Sampling
+from tpaw_ray.opponents.rollouts import Questions, generate
+from tpaw_ray.opponents.roster import Roster
+from tpaw_ray.plan import shards_asked
+from tpaw_ray.policy.start import locate
+from tpaw_ray.runs.progress import Reporter
+from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Answer, Generation, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SPLIT = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A checkpoint of a finished run that is to answer the test split."""
+
+    config: Config
+    store: RunStore
+    checkpoint: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Guest:
+    """A checkpoint with what its engine needs."""
+
+    asked: Asked
+    tokenizer: "PreTrainedTokenizerBase"
+    roster: Roster
+
+
+def answered(store: RunStore, checkpoint: int) -> float | None:
+    """The accuracy of a checkpoint on the test split; null before it answered."""
+    folder = _folder(store, checkpoint)
+    return float(store.counts(folder)["accuracy"]) if store.is_committed(folder) else None
+
+
+def answer_test(asked: Sequence[Asked], reporter: Reporter) -> None:
+    """Have every checkpoint answer its run's test split greedily, on a Ray that is there.
+
+    Raises:
+        DataError: when there is no test prompt with a final answer.
+        TpawError: as a run's evaluation does.
+    """
+    guests: list[_Guest] = []
+    rosters: dict[str, Roster] = {}
+    try:
+        for one in asked:
+            guests.append(_guest(one, rosters))
+        ahead = 1 if _has_room_for_two(asked) else 0
+        for index, guest in enumerate(guests):
+            for number in range(index, min(index + 1 + ahead, len(guests))):
+                _host(guests[number], number)
+            guest.roster.wait_ready(index)
+            _answer(guest, index, reporter)
+            guest.roster.retire(index)
+    finally:
+        for roster in rosters.values():
+            roster.retire_all()
+
+
+def _guest(asked: Asked, rosters: dict[str, Roster]) -> _Guest:
+    """Checkpoints whose engines are set up alike share a roster, and with it the ledger of what engines held."""
+    tokenizer = load_tokenizer(asked.config.model)
+    opponents = asked.config.opponents
+    settings = EngineSettings.from_config(asked.config, end_tokens(tokenizer, str(locate(asked.config.model.path))))
+    key = f"{settings} {opponents.replicas} {opponents.cpus} {opponents.engine_gpus}"
+    if key not in rosters:
+        rosters[key] = Roster(settings, replicas=opponents.replicas, cpus=opponents.cpus, gpus=opponents.engine_gpus)
+    return _Guest(asked=asked, tokenizer=tokenizer, roster=rosters[key])
+
+
+def _host(guest: _Guest, number: int) -> None:
+    """Start the engines of the guest of that number; in a roster guests are counted, since their checkpoints' numbers repeat."""
+    path = guest.asked.store.checkpoint(guest.asked.checkpoint)
+    guest.roster.host(number, path, f"{path}/committed.json")
+
+
+def _answer(guest: _Guest, number: int, reporter: Reporter) -> None:
+    config, store, checkpoint = guest.asked.config, guest.asked.store, guest.asked.checkpoint
+    folder, limit = _folder(store, checkpoint), config.evaluation.limit
+    started = time.perf_counter()
+    total = min(int(store.counts(store.path("prompts"))[SPLIT]), limit or 2**31)
+    guest.roster.expect(number, int(config.opponents.max_set_aside * total))
+    with reporter.stage(f"{config.run.name} {checkpoint:03d}", total) as advance:
+        generate(
+            store,
+            Questions(
+                split=SPLIT,
+                limit=limit,
+                iteration=checkpoint,
+                opponent=checkpoint,
+                sampling=Sampling(
+                    temperature=0.0,
+                    top_p=1.0,
+                    max_new_tokens=config.evaluation.max_new_tokens or config.sampling.max_new_tokens,
+                ),
+                run_seed=config.run.seed,
+                output=f"{folder}/generations",
+            ),
+            guest.roster.opponents(number),
+            advance,
+            at_once=shards_asked(config),
+        )
+    prompts = [row for path in store.files(store.prompts(SPLIT)) for row in store.read_rows(path, Prompt)][:total]
+    said = [row for path in store.files(f"{folder}/generations") for row in store.read_rows(path, Generation)]
+    answers = judge(prompts, said, guest.tokenizer, config.evaluation.answer_pattern)
+    found = verdict(answers)
+    if found.accuracy is None:
+        raise DataError(f"{store.prompts(SPLIT)}: no test prompt has a final answer that evaluation.answer_pattern finds")
+    store.write_rows(store.shard(f"{folder}/answers", 0), answers, Answer)
+    store.commit(
+        folder,
+        sequences=found.answers,
+        seconds=time.perf_counter() - started,
+        accuracy=found.accuracy,
+        judged=found.judged,
+    )
+
+
+def _folder(store: RunStore, checkpoint: int) -> str:
+    return store.path("tested", f"{checkpoint:03d}")
+
+
+def _has_room_for_two(asked: Sequence[Asked]) -> bool:
+    cluster = ray.cluster_resources()
+    most = max((one.config.opponents for one in asked), key=lambda one: one.replicas * (one.engine_gpus + one.cpus))
+    needed = {"CPU": 2 * most.replicas * most.cpus, "GPU": 2 * most.replicas * most.engine_gpus}
+    return all(amount <= cluster.get(name, 0.0) for name, amount in needed.items())
