@@ -66,6 +66,7 @@ class SelfPlay:
         first = self.first_open_iteration()
         if self.has_to_generate(first):
             self.host(first)  # its imports take as long as a small data set
+        self.verify_team(first)
         self.prepare()
         if first < self.config.iterations and not self.store.is_committed(self.store.checkpoint(self.config.iterations)):
             self.learner = self.start_learner()  # takes as long to start as an opponent: both at once
@@ -247,9 +248,21 @@ class SelfPlay:
     # What stages need.
 
     def first_open_iteration(self) -> int:
-        """The first iteration that is not committed."""
+        """The first iteration that is not committed, or whose checkpoint was removed although the team needs it."""
         iterations = self.config.iterations
-        return next((t for t in range(iterations) if not self.store.is_committed(self.store.iteration(t))), iterations)
+        first = next((t for t in range(iterations) if not self.store.is_committed(self.store.iteration(t))), iterations)
+        gone = [t for t in self.teams.players(first) if t and not self.store.is_committed(self.store.checkpoint(t))]
+        return min(gone, default=first + 1) - 1
+
+    def verify_team(self, iteration: int) -> None:
+        """Compare the checkpoints that earlier drivers made with their checksums; copies from an object store are when they are made.
+
+        Raises:
+            RunError: naming the first file that is not as it was committed.
+        """
+        for checkpoint in (iteration + 1, *self.teams.players(iteration)):
+            if not self.store.scheme and self.store.is_committed(self.store.checkpoint(checkpoint)):
+                self.store.verify(self.store.checkpoint(checkpoint))
 
     def host(self, checkpoint: int) -> None:
         """Start the checkpoint's opponents, once; they may start before their checkpoint is there, and wait for it."""

@@ -2,17 +2,20 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.unit.test_schema_and_store import STEP
 from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.config import resolve_config
+from tpaw_ray.errors import RunError
 from tpaw_ray.learner.mailbox import News
 from tpaw_ray.loop import SelfPlay
 from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
+from tpaw_ray.runs.teams import Teams
 from tpaw_ray.schema import Score
 from tpaw_ray.scoring.shards import ScoreShard
 
@@ -48,11 +51,42 @@ def test_an_update_that_was_finished_by_a_killed_driver_still_gets_its_metrics_a
 
 def test_the_first_open_iteration_is_the_first_without_a_marker(play):
     assert play.first_open_iteration() == 0
+    for checkpoint in range(4):
+        play.store.commit(play.store.checkpoint(checkpoint))
     play.store.commit(play.store.iteration(0))
     assert play.first_open_iteration() == 1
     play.store.commit(play.store.iteration(1))
     play.store.commit(play.store.iteration(2))
     assert play.first_open_iteration() == 3
+
+
+def commit_checkpoints(store, count):
+    for checkpoint in range(count):
+        store.write_bytes(f"{store.checkpoint(checkpoint)}/model.safetensors", bytes(1000))
+        store.commit(store.checkpoint(checkpoint))
+    for iteration in range(count - 1):
+        store.commit(store.iteration(iteration))
+
+
+def test_a_flipped_bit_in_a_checkpoint_of_the_team_is_found_before_anything_is_read(play):
+    commit_checkpoints(play.store, 3)
+    play.verify_team(2)
+    path = Path(play.store.checkpoint(1)) / "model.safetensors"
+    path.write_bytes(bytes(500) + b"\x01" + bytes(499))
+    with pytest.raises(
+        RunError, match=r"checkpoints/001/model\.safetensors: differs from what was committed; remove .*/001 to have"
+    ):
+        play.verify_team(2)
+
+
+def test_a_checkpoint_that_was_removed_is_made_again_where_the_team_needs_it(play):
+    commit_checkpoints(play.store, 3)
+    assert play.first_open_iteration() == 2
+    play.store.remove(play.store.checkpoint(1))
+    assert play.first_open_iteration() == 0
+    play.config = play.config.model_copy(update={"team": play.config.team.model_copy(update={"size": 1})})
+    play.teams = Teams(play.config, play.store)
+    assert play.first_open_iteration() == 2
 
 
 def test_stages_that_are_committed_need_no_actor(play):

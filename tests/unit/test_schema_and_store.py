@@ -299,6 +299,21 @@ def test_damaged_parquet_is_named(store, damage):
     assert path in str(raised.value)
 
 
+def test_every_flipped_bit_in_the_numbers_of_a_table_is_found(on_disk):
+    path = on_disk.path("scores.parquet")
+    on_disk.write_rows(path, [Score(player=0, response_id=str(row), logp=-row / 7) for row in range(200)], Score)
+    content, spoiled = Path(path).read_bytes(), 0
+    for place in range(4, len(content) - 8, 37):
+        Path(path).write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        try:
+            found = on_disk.read_rows(path, Score)
+        except RunError as error:
+            assert path in str(error)
+        else:  # a bit of what says how the table was written, such as a name
+            spoiled += [row.logp for row in found] != [-row / 7 for row in range(200)]
+    assert spoiled == 0
+
+
 def test_missing_parquet_is_named(store):
     with pytest.raises(RunError, match=r"none\.parquet: cannot be read as Parquet"):
         store.read_rows(store.path("none.parquet"), Score)

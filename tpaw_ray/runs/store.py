@@ -222,7 +222,7 @@ class RunStore:
         """Write rows as one Parquet file, whole or not at all. `key` is kept with them for `key_of`."""
         sink = pa.BufferOutputStream()
         table = table_of(rows, row_type).replace_schema_metadata({"key": key} if key else None)
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         self.write_bytes(path, sink.getvalue().to_pybytes())
 
     def key_of(self, path: str) -> str:
@@ -247,8 +247,9 @@ class RunStore:
             raise RunError(f"{path}: {error.args[0]}; found columns {found}, expected those of {row_type.__name__}") from error
 
     def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
-        """A Parquet file as a table, or some columns of it. Raises `RunError` naming the file when it cannot be read."""
-        return self._parquet(path, lambda source: pq.read_table(source, columns=columns))
+        """A Parquet file as a table, or some columns of it. Raises `RunError` naming the file when it cannot be read, or a page
+        of it is not as it was written."""
+        return self._parquet(path, lambda source: pq.read_table(source, columns=columns, page_checksum_verification=True))
 
     def num_rows(self, path: str) -> int:
         """Rows of a Parquet file, from its footer. Raises `RunError` naming the file when it cannot be read."""
