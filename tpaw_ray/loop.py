@@ -255,7 +255,7 @@ class SelfPlay:
         return min(gone, default=first + 1) - 1
 
     def verify_team(self, iteration: int) -> None:
-        """Compare the checkpoints that earlier drivers made with their checksums; copies from an object store are when they are made.
+        """Compare the checkpoints that earlier drivers made with their checksums; copies from an object store are when made.
 
         Raises:
             RunError: naming the first file that is not as it was committed.

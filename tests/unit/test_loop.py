@@ -73,9 +73,7 @@ def test_a_flipped_bit_in_a_checkpoint_of_the_team_is_found_before_anything_is_r
     play.verify_team(2)
     path = Path(play.store.checkpoint(1)) / "model.safetensors"
     path.write_bytes(bytes(500) + b"\x01" + bytes(499))
-    with pytest.raises(
-        RunError, match=r"checkpoints/001/model\.safetensors: differs from what was committed; remove .*/001 to have"
-    ):
+    with pytest.raises(RunError, match=r"checkpoints/001/model\.safetensors: differs from what was committed; remove .*/001 to"):
         play.verify_team(2)
 
 
