@@ -15,10 +15,11 @@ from tpaw_ray.cli import app
 from tpaw_ray.errors import RunError
 from tpaw_ray.evaluation.statistics import proportion_interval
 from tpaw_ray.report.experiment import Band, band, gather_experiment
-from tpaw_ray.report.figures import curves_of, gather_run, store_at
+from tpaw_ray.report.figures import curves_of, gather_run
 from tpaw_ray.report.page import duration, experiment_page, headline, percent, run_page, signed
 from tpaw_ray.report.samples import gather_samples
 from tpaw_ray.runs.metrics import MetricsLog
+from tpaw_ray.runs.store import RunStore
 
 
 @pytest.fixture
@@ -208,7 +209,7 @@ def test_where_there_is_no_run_the_command_says_what_it_expects(tmp_path):
     error = invoke(finished_run(tmp_path).store.root, "--to", tmp_path / "no/such/folder.html").exception
     assert isinstance(error, RunError) and "cannot be written" in str(error)
     with pytest.raises(RunError, match="expected the address of a run's folder"):
-        store_at("s3://bucket")
+        RunStore.named("s3://bucket")
 
 
 def test_a_run_in_an_object_store_is_read_and_its_report_lies_beside_it(bucket):
@@ -252,7 +253,7 @@ def experiment(tmp_path):
         "failures": [{"run": "tuning/tpaw", "exit_code": 8, "said": "loss: nan"}],
     }
     (tmp_path / "study/experiment.json").write_text(json.dumps(content))
-    return store_at(str(tmp_path / "study"))
+    return RunStore.named(str(tmp_path / "study"))
 
 
 def test_an_experiment_has_its_table_and_its_methods_curves(experiment):
@@ -274,7 +275,7 @@ def test_an_experiment_has_its_table_and_its_methods_curves(experiment):
 
 def test_an_experiment_is_tolerant_of_what_is_absent(tmp_path):
     (tmp_path / "experiment.json").write_text('{"table": [{}, {"method": null, "best": 3}], "runs": [{}, 7]}')
-    page = experiment_page(gather_experiment(store_at(str(tmp_path))))
+    page = experiment_page(gather_experiment(RunStore.named(str(tmp_path))))
     assert "no root is given" in page
 
 

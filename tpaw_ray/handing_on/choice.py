@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from math import isfinite
 
-from tpaw_ray.config import Config, resolve_config
+from tpaw_ray.config import Config
 from tpaw_ray.errors import ConfigError, RunError
-from tpaw_ray.plain_yaml import parse_plain_yaml
+from tpaw_ray.runs.continuation import started_config
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import Row
 from tpaw_ray.wording import listed, shorten
@@ -25,18 +25,10 @@ def open_run(address: str) -> tuple[RunStore, Config]:
     Raises:
         RunError: when there is none, or its `config.yaml` is damaged.
     """
-    path = address.rstrip("/")
-    store = RunStore.around(path if "/" in path else f"./{path}")
-    file = store.path("config.yaml")
-    if not store.exists(file):
+    store = RunStore.named(address)
+    if not store.exists(store.path("config.yaml")):
         raise RunError(f"{store.root}: no run is there; expected a folder that tpaw run made, with config.yaml in it")
-    try:
-        content = parse_plain_yaml(store.read_bytes(file))
-    except ValueError as error:
-        raise RunError(f"{file}: not valid YAML ({error}); the run is damaged there") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{file}: expected the config of the run; the run is damaged there")
-    return store, resolve_config(content, source=file)
+    return store, started_config(store)
 
 
 def choose(wanted: str, rows: list[Row], made: list[int], split: str) -> Choice:

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from tpaw_ray.errors import TpawError
-from tpaw_ray.report.figures import Facts, RunFigures, gather_run, store_at
+from tpaw_ray.report.figures import Facts, RunFigures, gather_run
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.wording import one_line, shorten
 
@@ -138,8 +138,8 @@ def _read(store: RunStore, run: Mapping[str, Any]) -> RunFigures | str:
         return "no root is given"
     inside = root if "://" in root or root.startswith("/") else store.path(root)
     try:
-        here = store_at(inside)
-        return gather_run(here if here.exists(here.path("config.yaml")) else store_at(root))
+        here = RunStore.named(inside)
+        return gather_run(here if here.exists(here.path("config.yaml")) else RunStore.named(root))
     except TpawError as error:  # the others are shown all the same
         return one_line(error)
 

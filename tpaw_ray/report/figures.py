@@ -100,19 +100,6 @@ class RunFigures:
         return bool(self.checkpoints) and self.done >= self.planned
 
 
-def store_at(path: str) -> RunStore:
-    """The store of the run or experiment in a folder, or at an address such as `s3://bucket/prefix/name`.
-
-    Raises:
-        RunError: for an address of an unknown kind, or of a bucket alone.
-    """
-    address = path.rstrip("/")
-    scheme, mark, inside = address.partition("://")
-    if mark and "/" not in inside and scheme != "file":
-        raise RunError(f"{address}: found a bucket; expected the address of a run's folder in it")
-    return RunStore.around(address if mark or "/" in address else f"./{address}")
-
-
 def gather_run(store: RunStore) -> RunFigures:
     """Read a run's committed files.
 

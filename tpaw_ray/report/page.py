@@ -20,9 +20,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tpaw_ray.report.experiment import ExperimentFigures, gather_experiment, is_experiment
-from tpaw_ray.report.figures import Checkpoint, Curves, RunFigures, gather_run, store_at
+from tpaw_ray.report.figures import Checkpoint, Curves, RunFigures, gather_run
 from tpaw_ray.report.samples import Sample, Samples, SampleSet, gather_samples
 from tpaw_ray.runs.address import told
+from tpaw_ray.runs.store import RunStore
 from tpaw_ray.wording import visible
 
 STAGE_ORDER = ("generate", "score", "update", "evaluate")
@@ -34,7 +35,7 @@ def write_report(path: str, to: Path | None, limit: int) -> str:
     Raises:
         RunError: when there is neither, a file of it is damaged, or the report cannot be written.
     """
-    store = store_at(path)
+    store = RunStore.named(path)
     if is_experiment(store):
         page = experiment_page(gather_experiment(store))
     else:

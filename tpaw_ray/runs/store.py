@@ -76,6 +76,19 @@ class RunStore:
         root, _, name = path.rpartition("/")
         return cls.open(root, name)
 
+    @classmethod
+    def named(cls, path: str) -> "RunStore":
+        """The store of what a user names: a folder, or an address such as `s3://bucket/prefix/name`.
+
+        Raises:
+            RunError: for an address of an unknown kind, or of a bucket alone.
+        """
+        address = path.rstrip("/")
+        scheme, mark, inside = address.partition("://")
+        if mark and "/" not in inside and scheme != "file":
+            raise RunError(f"{address}: found a bucket; expected the address of a run's folder in it")
+        return cls.around(address if mark or "/" in address else f"./{address}")
+
     def __reduce__(self) -> tuple[Any, ...]:
         return RunStore.around, (self.root,)
 
