@@ -23,6 +23,6 @@ rm -rf "$making"/node_modules "$making"/package*.json "$making/unpack.mjs"
 cat >"$making/fonts.conf" <<'END'
 <?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
-<fontconfig><dir prefix="relative">fonts</dir><cachedir prefix="relative">cache</cachedir></fontconfig>
+<fontconfig><dir prefix="relative">fonts</dir><cachedir prefix="xdg">fontconfig</cachedir></fontconfig>
 END
 mv "$making" "$directory"
