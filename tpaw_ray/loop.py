@@ -260,7 +260,7 @@ class SelfPlay:
         Raises:
             RunError: naming the first file that is not as it was committed.
         """
-        for checkpoint in (iteration + 1, *self.teams.players(iteration)):
+        for checkpoint in sorted({iteration, iteration + 1, *self.teams.players(iteration)}):  # fine-tuning has no players
             if not self.store.scheme and self.store.is_committed(self.store.checkpoint(checkpoint)):
                 self.store.verify(self.store.checkpoint(checkpoint))
 

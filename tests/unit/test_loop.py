@@ -77,6 +77,15 @@ def test_a_flipped_bit_in_a_checkpoint_of_the_team_is_found_before_anything_is_r
         play.verify_team(2)
 
 
+def test_the_start_of_an_update_on_targets_alone_is_compared_too(play):
+    play.config = play.config.model_copy(update={"team": play.config.team.model_copy(update={"data": "none"})})
+    play.teams = Teams(play.config, play.store)
+    commit_checkpoints(play.store, 3)
+    (Path(play.store.checkpoint(2)) / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(RunError, match="checkpoints/002/model"):
+        play.verify_team(2)
+
+
 def test_a_checkpoint_that_was_removed_is_made_again_where_the_team_needs_it(play):
     commit_checkpoints(play.store, 3)
     assert play.first_open_iteration() == 2
