@@ -37,6 +37,7 @@ def ours(settings: dict[str, Any]) -> Figures:
     from tpaw_ray.opponents.messages import EngineSettings, Sampling
     from tpaw_ray.opponents.rollouts import Questions, generate
     from tpaw_ray.opponents.roster import Roster
+    from tpaw_ray.placement import engines_of
     from tpaw_ray.plan import shards_asked
     from tpaw_ray.runs.store import RunStore
     from tpaw_ray.schema import Generation
@@ -48,7 +49,7 @@ def ours(settings: dict[str, Any]) -> Figures:
         prepare_prompts(config, store, tokenizer)
         connect()
         ends = end_tokens(tokenizer, settings["model"])
-        roster = Roster(EngineSettings.from_config(config, ends), replicas=1, cpus=0.1, gpus=settings["gpus"])
+        roster = Roster(EngineSettings.from_config(config, ends), engines_of(config))
         model = os.path.abspath(settings["model"])
         roster.host(0, model, f"{model}/config.json")
         roster.wait_ready(0)

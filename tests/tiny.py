@@ -10,6 +10,13 @@ CHAT_TEMPLATE = (
 )
 
 
+def engines(replicas):
+    """So many engines of a checkpoint, on the CPU."""
+    from tpaw_ray.placement import Demand
+
+    return Demand(role="engine", number=replicas, cpus=0.1, labels={})
+
+
 def tiny_tokenizer():
     """One token a character; `<|end|>` ends every turn."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers

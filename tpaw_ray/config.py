@@ -40,6 +40,9 @@ Share = Annotated[float, Field(gt=0, le=1), Number]
 Count = Annotated[int, Field(ge=1, le=LARGEST), Number]
 Filled = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+LabelKey = Annotated[str, Field(pattern=r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
+LabelValue = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
+NodeLabels = dict[LabelKey, LabelValue]
 PerIteration = Positive | Annotated[list[Positive], Field(min_length=1)]
 
 
@@ -58,6 +61,12 @@ class RunConfig(Section):
     `AWS_ENDPOINT_URL`; `GOOGLE_APPLICATION_CREDENTIALS`) and never stand here."""
     seed: Annotated[int, Field(ge=0, le=LARGEST), Number] = 42
     """Seed of sampling and of the order of training."""
+    overlap: bool = True
+    """Have opponents and scorers stand ready, and fresh opponents speak, while the learner works. False leaves their nodes to an
+    autoscaler meanwhile, and costs their start in every iteration."""
+    wait_minutes: NonNegative = 0
+    """How long a run waits for nodes that it needs and the cluster has not, at its start and when one is lost: an autoscaler
+    takes some minutes. After that it ends with what is missing, and the same command continues it."""
 
 
 class ModelConfig(Section):
@@ -157,6 +166,9 @@ class OpponentsConfig(Section):
     """GPUs a part of an engine takes: 1, a fraction that shares one, or 0 to run the engine on the CPU."""
     cpus: NonNegative = 0.1
     """CPUs Ray sets aside for an engine; a scheduling figure, not a limit (see `threads`)."""
+    node_labels: NodeLabels = {}
+    """Labels that an engine's node must have, as in `{tpaw-role: opponent}`: those of `ray start --labels`, or of a worker
+    group's `labels` in KubeRay. By default any node will do."""
     threads: Count | None = None
     """CPU threads of an engine; by default all cores of its machine."""
     memory_share: Share = 0.85
@@ -202,6 +214,8 @@ class ScoringConfig(Section):
     """GPUs a scorer takes."""
     cpus: NonNegative = 0.1
     """CPUs Ray sets aside for a scorer."""
+    node_labels: NodeLabels = {}
+    """Labels that a scorer's node must have."""
     threads: Count | None = None
     """CPU threads of a scorer; by default all cores of its machine."""
     batch_tokens: Count = 16384
@@ -215,6 +229,8 @@ class LearnerConfig(Section):
     """GPUs a worker takes; 0 trains on the CPU."""
     cpus: NonNegative = 0.1
     """CPUs Ray sets aside for a worker."""
+    node_labels: NodeLabels = {}
+    """Labels that a worker's node must have, as in `{tpaw-role: learner}`."""
     threads: Count | None = None
     """CPU threads of a worker; by default the machine's cores divided by `workers`."""
     zero_stage: Annotated[int, Field(ge=0, le=3), Number] = 2

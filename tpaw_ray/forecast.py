@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,22 +16,20 @@ from tpaw_ray.data.prompts import PromptSurvey, survey_prompts
 from tpaw_ray.data.sources import check_first_rows
 from tpaw_ray.data.template import end_tokens, load_tokenizer
 from tpaw_ray.errors import CheckpointError, ResourceError, RunError
+from tpaw_ray.placement import Demand, Node, by_labels, demands, label_text, this_machine, unmet
 from tpaw_ray.plan import (
     GIB,
     IterationPlan,
     ModelSize,
     checkpoint_bytes,
-    demand,
     free_disk,
     learner_bytes,
-    local_resources,
     model_size,
     multiplies_bf16,
     opponent_bytes,
     plan_iteration,
     run_bytes,
     scorer_bytes,
-    unmet,
 )
 from tpaw_ray.policy.directory import check_directory, check_weights
 from tpaw_ray.policy.start import locate
@@ -71,8 +69,8 @@ class Forecast:
     run_bytes: int
     free_bytes: float
     """Infinite in an object store."""
-    demand: dict[str, float]
-    cluster: dict[str, float]
+    demands: tuple[Demand, ...]
+    nodes: list[Node]
     warnings: tuple[str, ...]
 
 
@@ -138,8 +136,8 @@ def forecast(config: Config) -> Forecast:
     """
     store = RunStore.open(config.run.root, config.run.name)
     start = check_start(config, store, check_folders(config, store))
-    needed, cluster = demand(config), cluster_resources()
-    if missing := unmet(needed, cluster):
+    needed, nodes = demands(config), nodes_ahead()
+    if (missing := unmet(needed, nodes)) and not config.run.wait_minutes:
         raise ResourceError(missing)
     survey = survey_prompts(config, start.tokenizer)
     iterations = tuple(plan_iteration(config, iteration, survey.counts.train) for iteration in range(config.iterations))
@@ -154,26 +152,28 @@ def forecast(config: Config) -> Forecast:
         learner_bytes=learner_bytes(start.size, config.learner),
         run_bytes=run_bytes(start.size, config, survey.counts.train),
         free_bytes=_free(store),
-        demand=needed,
-        cluster=cluster,
-        warnings=_warnings(config, start, survey, cluster),
+        demands=needed,
+        nodes=nodes,
+        warnings=(*([f"waits for nodes: {missing}"] if missing else []), *_warnings(config, start, survey, nodes)),
     )
     return found
 
 
-def cluster_resources() -> dict[str, float]:
-    """The resources of the cluster at `RAY_ADDRESS`, or of this machine, on which a run would start Ray."""
+def nodes_ahead() -> list[Node]:
+    """The nodes of the cluster at `RAY_ADDRESS`, or this machine, on which a run would start Ray."""
     if not os.environ.get("RAY_ADDRESS"):
-        return dict(local_resources())
+        return [this_machine()]
     import ray
+
+    from tpaw_ray.nodes import cluster_nodes
 
     try:
         ray.init(log_to_driver=False, ignore_reinit_error=True)
     except Exception as error:  # Ray raises bare exceptions for a cluster it cannot reach
         raise ResourceError(f"the cluster at {os.environ['RAY_ADDRESS']} cannot be reached: {error}") from error
-    resources: dict[str, float] = ray.cluster_resources()
+    nodes = cluster_nodes()
     ray.shutdown()
-    return resources
+    return nodes
 
 
 def _cost(config: Config, size: ModelSize, survey: PromptSurvey, plan: IterationPlan) -> Mapping[Stage, Cost]:
@@ -205,9 +205,12 @@ def show(found: Forecast, config: Config, console: Console, device: Device | Non
         f"{found.learner_bytes / GIB:.1f} GiB a learner worker",
         "disk": f"up to {found.run_bytes / GIB:.2f} GiB"
         + (f", {found.free_bytes / GIB:.1f} GiB free" if math.isfinite(found.free_bytes) else ""),
-        "at the same time": ", ".join(
-            f"{amount:g} of {found.cluster.get(name, 0):g} {name}" for name, amount in found.demand.items()
-        ),
+        **{
+            " ".join(["at the same time", label_text(labels)]).strip(): ", ".join(
+                f"{amount:g} of {there:g} {name}" for name, (amount, there) in sums.items()
+            )
+            for labels, sums in by_labels(found.demands, found.nodes)
+        },
     }
     width = max(map(len, facts))
     for name, fact in facts.items():
@@ -269,7 +272,7 @@ def _state(config: Config, store: RunStore) -> str:
     return f"{store.root}: new, {config.iterations} iterations"
 
 
-def _warnings(config: Config, start: Start, survey: PromptSurvey, cluster: dict[str, float]) -> tuple[str, ...]:
+def _warnings(config: Config, start: Start, survey: PromptSurvey, nodes: Sequence[Node]) -> tuple[str, ...]:
     counts, learner = survey.counts, config.learner
     heldout = getattr(counts, config.evaluation.split)
     reach = survey.max_prompt_tokens + config.sampling.max_new_tokens
@@ -299,7 +302,8 @@ def _warnings(config: Config, start: Start, survey: PromptSurvey, cluster: dict[
         "learner.precision is bf16, in which this CPU cannot multiply; fp32 may be several times as fast": (
             learner.precision == "bf16" and not all(used) and not os.environ.get("RAY_ADDRESS") and not multiplies_bf16()
         ),
-        "there are GPUs, but opponents.gpus, scoring.gpus and learner.gpus are 0": cluster.get("GPU", 0) and not any(used),
+        "there are GPUs, but opponents.gpus, scoring.gpus and learner.gpus are 0": not any(used)
+        and any(node.resources.get("GPU") for node in nodes),
         f"what runs on the CPU may need {on_cpu / GIB:.1f} GiB at the same time; this machine has {memory / GIB:.1f} GiB": (
             on_cpu > memory and not os.environ.get("RAY_ADDRESS")
         ),

@@ -13,9 +13,10 @@ from tpaw_ray.errors import ResourceError
 from tpaw_ray.forecast import Start, check_folders, check_start
 from tpaw_ray.learner.group import Learner
 from tpaw_ray.loop import SelfPlay
+from tpaw_ray.nodes import NodeWatch, wait_for_nodes
 from tpaw_ray.opponents.messages import EngineSettings
 from tpaw_ray.opponents.roster import Roster
-from tpaw_ray.plan import demand, unmet
+from tpaw_ray.placement import demands, engines_of
 from tpaw_ray.runs.claim import Claim
 from tpaw_ray.runs.continuation import check_same_run
 from tpaw_ray.runs.environment import environment
@@ -57,8 +58,7 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
                 checked.result()  # what is wrong with the model can be mended first
                 raise
             start = checked.result()
-        if missing := unmet(demand(config), ray.cluster_resources()):
-            raise ResourceError(missing)
+        wait_for_nodes(demands(config), config.run.wait_minutes, reporter.say)
         with claim:
             check_same_run(config, store)  # another driver may have begun the run meanwhile
             write_down(config, store)
@@ -77,12 +77,13 @@ def write_down(config: Config, store: RunStore) -> None:
 
 def play(config: Config, store: RunStore, start: Start, reporter: Reporter) -> None:
     """The run itself, on a Ray that is there."""
-    opponents = config.opponents
     settings = EngineSettings.from_config(config, start.ends)
-    roster = Roster(settings, replicas=opponents.replicas, cpus=opponents.cpus, gpus=opponents.engine_gpus)
+    roster = Roster(settings, engines_of(config))
     scorers, learner = ScorerPool(config, store), partial(Learner, config, store)
+    scorers.start()
     try:
-        with reporter:
+        # Engines come and go: those of checkpoints that are hosted count.
+        with NodeWatch(lambda: demands(config, len(roster.hosted)), config.run.wait_minutes, reporter.say), reporter:
             SelfPlay(config, store, start.tokenizer, roster, scorers, learner, reporter).run()
     finally:
         roster.retire_all()

@@ -111,7 +111,7 @@ class SelfPlay:
 
     def generate_ahead(self, iteration: int) -> None:
         """Those opponents of an iteration to come speak whose checkpoint is there: with fresh rollouts, all but the newest."""
-        if iteration == self.config.iterations:
+        if iteration == self.config.iterations or not self.config.run.overlap:
             return
         for rollout in self.teams.rollouts(iteration):
             if rollout.opponent < iteration and not self.store.is_committed(self.store.rollout(rollout)):
@@ -201,6 +201,8 @@ class SelfPlay:
 
     def update(self, iteration: int) -> None:
         """The learner makes `θ_{t+1}`. Its own record of the steps replaces what a killed driver may have missed."""
+        if not self.config.run.overlap:
+            self.scorers.close()  # opponents have been retired: nothing but the learner keeps a node
         if not self.store.is_committed(self.store.checkpoint(iteration + 1)):
             self.learn(iteration)
         self.metrics.settle(iteration)
@@ -276,13 +278,13 @@ class SelfPlay:
 
     def release(self, iteration: int) -> None:
         """Retire opponents that have nothing more to say, and warm up the coming checkpoint's."""
-        coming = iteration + 1
-        again = self.config.team.data == "fresh" and coming < self.config.iterations
+        coming, overlap = iteration + 1, self.config.run.overlap
+        again = overlap and self.config.team.data == "fresh" and coming < self.config.iterations
         speaking = {rollout.opponent for rollout in self.teams.rollouts(coming)} if again else {coming}
         for checkpoint in self.roster.hosted:
             if checkpoint not in speaking:
                 self.roster.retire(checkpoint)
-        if self.has_to_generate(coming) or self.has_to_be_evaluated(coming):
+        if overlap and (self.has_to_generate(coming) or self.has_to_be_evaluated(coming)):
             self.host(coming)
 
     def has_to_generate(self, checkpoint: int) -> bool:

@@ -1,4 +1,4 @@
-"""The work ahead, computed without starting it: sequences, steps, memory, and whether the cluster can hold it.
+"""The work ahead, computed without starting it: sequences, steps, memory.
 
 Memory figures are estimates from parameter counts and token budgets; they leave out fragmentation.
 """
@@ -6,10 +6,8 @@ Memory figures are estimates from parameter counts and token budgets; they leave
 import math
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tpaw_ray.algorithm.team import rollouts_of, team_at
 from tpaw_ray.config import Config, LearnerConfig
@@ -153,24 +151,6 @@ def run_bytes(size: ModelSize, config: Config, num_prompts: int) -> int:
     return checkpoints + sequences * config.data.max_length * 4
 
 
-def demand(config: Config) -> dict[str, float]:
-    """Ray resources that must exist at the same time.
-
-    Engines, scorers and the learner group keep theirs from iteration to iteration. Beside them stand the processes that ask
-    a checkpoint's engines and the scorers, and at another time one pairing task at least.
-    """
-    opponents, learner, scoring = config.opponents, config.learner, config.scoring
-    engines = opponents.replicas * (config.window if config.team.data == "fresh" else 1)
-    asking = ASKING_CPUS * (num_askers(shards_asked(config)) + num_askers(SCORER_SHARDS * scoring.workers))
-    return {
-        "CPU": engines * opponents.cpus
-        + learner.workers * learner.cpus
-        + scoring.workers * scoring.cpus
-        + max(asking, PAIRING_CPUS),
-        "GPU": engines * opponents.engine_gpus + learner.workers * learner.gpus + scoring.workers * scoring.gpus,
-    }
-
-
 def shards_asked(config: Config) -> int:
     """Shards a checkpoint's engines are asked for at once: two full batches each, so that none runs dry as a shard ends."""
     opponents = config.opponents
@@ -182,28 +162,12 @@ def num_askers(shards: int) -> int:
     return math.ceil(shards / ASKING_THREADS)
 
 
-def unmet(needed: Mapping[str, float], cluster: Mapping[str, float]) -> str:
-    """What the cluster lacks, as one message; empty when it suffices."""
-    return "; ".join(
-        f"the config needs {amount:g} {name} at the same time, the cluster has {cluster.get(name, 0):g}"
-        for name, amount in needed.items()
-        if amount > cluster.get(name, 0) + 1e-6
-    )
-
-
 def free_disk(root: str) -> int:
     """Free bytes where runs will lie."""
     path = Path(root)
     while not os.path.exists(path):
         path = path.parent
     return shutil.disk_usage(path).free
-
-
-def local_resources() -> dict[str, Any]:
-    """What Ray would find on this machine, without starting it."""
-    import torch
-
-    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
 def multiplies_bf16(cpuinfo: str | None = None) -> bool:

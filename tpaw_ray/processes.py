@@ -1,8 +1,9 @@
-"""What the environment of a process that runs a model must hold before it starts, and how such a process gives memory back."""
+"""Processes: the environment of one that runs a model, how it gives memory back, where small ones run, how one is interrupted."""
 
 import ctypes
 import gc
 import os
+import signal
 from typing import Any
 
 
@@ -37,6 +38,12 @@ def beside_the_driver() -> dict[str, Any]:
 
     node = ray.get_runtime_context().get_node_id()
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+def interrupt(thread: int) -> None:
+    """Interrupt a thread of this process, by its `ident`, as Ctrl-C would; a command in the background may ignore that one."""
+    heard = signal.SIGTERM if callable(signal.getsignal(signal.SIGTERM)) else signal.SIGINT
+    signal.pthread_kill(thread, heard)
 
 
 def free_memory() -> None:

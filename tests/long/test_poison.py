@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.ray.test_opponents import DRAWN, SETTINGS, questions
+from tests.tiny import engines
 from tpaw_ray.faults import Place
 from tpaw_ray.opponents.ledger import SUSPECT
 from tpaw_ray.opponents.messages import Response
@@ -13,7 +14,7 @@ def test_a_prompt_that_kills_the_engine_is_set_aside_and_the_others_have_the_res
     ray_session, holding, tiny_model
 ):
     requests = questions(8)
-    roster = Roster(SETTINGS, replicas=1, cpus=0.1, gpus=0)
+    roster = Roster(SETTINGS, engines(1))
     roster.host(0, str(tiny_model), str(tiny_model / "committed.json"))
     roster.expect(0, 1)
     undisturbed = ask(roster.opponents(0), 0, requests, DRAWN)

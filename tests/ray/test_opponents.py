@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from tests.tiny import tiny_tokenizer
+from tests.tiny import engines, tiny_tokenizer
 from tpaw_ray.config import resolve_config
 from tpaw_ray.errors import CheckpointError, GenerationError, RunError
 from tpaw_ray.opponents.opponent import EngineSettings, Opponent, Request, Response, Sampling
@@ -30,7 +30,7 @@ DRAWN = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=64)
 @pytest.fixture(scope="module")
 def roster(ray_session, tiny_model):
     """Two engines of the tiny model as checkpoint 0."""
-    roster = Roster(SETTINGS, replicas=2, cpus=0.1, gpus=0)
+    roster = Roster(SETTINGS, engines(2))
     roster.host(0, str(tiny_model), str(tiny_model / "committed.json"))
     roster.wait_ready(0)
     yield roster
@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_is_reported_and_leaves_no_actor(ray_session, tiny_
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "committed.json").write_text("{}")
-    roster = Roster(SETTINGS, replicas=1, cpus=0.1, gpus=0)
+    roster = Roster(SETTINGS, engines(1))
     before = free()
     for number, (files, error, message) in enumerate(
         [
@@ -191,14 +191,14 @@ def test_a_damaged_checkpoint_is_reported_and_leaves_no_actor(ray_session, tiny_
 
 
 def test_a_checkpoint_that_is_not_hosted_is_an_error_and_retiring_it_is_not(ray_session):
-    roster = Roster(SETTINGS, replicas=1, cpus=0.1, gpus=0)
+    roster = Roster(SETTINGS, engines(1))
     roster.retire(7)
     with pytest.raises(RunError, match="checkpoint 7 has no opponent; hosted: none"):
         roster.opponents(7)
 
 
 def test_an_opponent_that_waits_for_its_checkpoint_can_be_retired(ray_session, tmp_path):
-    roster = Roster(SETTINGS, replicas=2, cpus=0.1, gpus=0)
+    roster = Roster(SETTINGS, engines(2))
     before = free()
     roster.host(3, str(tmp_path), str(tmp_path / "never.json"))
     waiting = roster.opponents(3)
@@ -248,7 +248,7 @@ class EchoRoster(Roster):
 @pytest.fixture
 def echo(ray_session, tmp_path):
     """Hosts an echoing opponent whose engine breaks down so many times."""
-    roster = EchoRoster(SETTINGS, replicas=1, cpus=0.1, gpus=0)
+    roster = EchoRoster(SETTINGS, engines(1))
 
     def host(breakdowns):
         folder = tmp_path / "fuse"
@@ -300,7 +300,7 @@ def test_more_such_prompts_than_may_be_left_out_end_it_with_their_names(echo):
 
 
 def test_an_engine_that_dies_whatever_it_holds_is_given_up_with_its_reason(ray_session, tmp_path):
-    roster = EchoRoster(SETTINGS, replicas=1, cpus=0.1, gpus=0)
+    roster = EchoRoster(SETTINGS, engines(1))
     roster.host(0, str(tmp_path / "absent"), str(tmp_path))  # so that every step raises
     with pytest.raises(GenerationError, match=r"ended 4 times in a row before it answered anything: FileNotFoundError"):
         ask(roster.opponents(0), 0, numbers(*range(8)), GREEDY)
@@ -308,7 +308,7 @@ def test_an_engine_that_dies_whatever_it_holds_is_given_up_with_its_reason(ray_s
 
 
 def test_a_repeatable_engine_has_one_call_at_a_time(ray_session, tiny_model):
-    roster = Roster(replace(SETTINGS, repeatable=True), replicas=1, cpus=0.1, gpus=0)
+    roster = Roster(replace(SETTINGS, repeatable=True), engines(1))
     roster.host(0, str(tiny_model), str(tiny_model / "committed.json"))
     (opponent,) = roster.opponents(0)
     calls = [questions(20)[:10], questions(20)[10:]]

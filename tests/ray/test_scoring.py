@@ -154,6 +154,6 @@ def test_a_player_that_cannot_be_loaded_is_named(pool, store):
 
 
 def test_a_scorers_process_has_the_environment_of_one_that_runs_a_model(pool):
-    for scorer in pool.scorers:
+    for scorer in pool.start():
         found = ray.get(scorer.__ray_call__.remote(lambda _: dict(os.environ)))
         assert found.items() >= model_process(0)["env_vars"].items()

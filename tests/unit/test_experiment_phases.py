@@ -3,6 +3,7 @@
 import pytest
 
 from tests.unit.test_experiment_design import design_of
+from tpaw_ray.config import resolve_config
 from tpaw_ray.errors import LearnerError, RunError
 from tpaw_ray.experiment.phases import (
     Ask,
@@ -20,6 +21,7 @@ from tpaw_ray.experiment.phases import (
     questions_of,
     tuning_runs,
 )
+from tpaw_ray.placement import Node
 
 METHODS = {"tpaw": {"preset": "tpaw"}, "spin": {"preset": "spin"}}
 RATES = (1e-4, 1e-3)
@@ -193,8 +195,12 @@ def tuning_of(grid):
 
 
 def test_a_run_starts_beside_others_when_neither_number_nor_resources_are_exceeded():
-    cluster, one = {"CPU": 4.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.5}
-    assert may_start([one], one, cluster, most=None)
-    assert not may_start([one, one], one, cluster, most=None)  # 1.5 GPUs
-    assert not may_start([one], one, cluster, most=1)
-    assert may_start([], {"CPU": 100.0}, cluster, most=1)  # its own command says that the cluster is too small
+    nodes = [Node(labels={}, resources={"CPU": 4.0, "GPU": 1.0})]
+    one, large = (
+        resolve_config({"run": {"name": "t"}, "model": {"path": "m"}, "data": {"path": "d"}, "learner": learner})
+        for learner in ({"gpus": 0.5}, {"cpus": 100})
+    )
+    assert may_start([one], one, nodes, most=None)
+    assert not may_start([one, one], one, nodes, most=None)  # 1.5 GPUs
+    assert not may_start([one], one, nodes, most=1)
+    assert may_start([], large, nodes, most=1)  # its own command says that the cluster is too small

@@ -25,6 +25,8 @@ FLOORS = {
     "tracking": 3,
     "plan": 3,
     "cost": 3,
+    "placement": 3,
+    "nodes": 4,
     "data": 3,
     "policy": 3,
     "opponents": 4,

@@ -24,6 +24,7 @@ def begin(tmp_path, monkeypatch):
         monkeypatch.setattr(launch, "check_start", lambda config, store, model: check())
         monkeypatch.setattr(launch, "play", lambda *_: happened.append("play"))
         monkeypatch.setattr(launch, "show", lambda *_: None)
+        monkeypatch.setattr(launch, "wait_for_nodes", lambda *_: None)
         resources = {"CPU": 64.0}
         monkeypatch.setattr(
             launch, "ray", SimpleNamespace(cluster_resources=lambda: resources, shutdown=lambda: happened.append("shutdown"))

@@ -231,6 +231,23 @@ def test_with_fresh_data_the_team_stays_to_speak_again(tmp_path):
     assert roster.hosted == (4,)  # nobody speaks after the last iteration, but its checkpoint is evaluated
 
 
+def test_without_overlap_nobody_is_hosted_while_the_learner_works(tmp_path):
+    for team in ({"data": "fresh", "size": 2}, {}):
+        config = resolve_config(
+            {
+                "run": {"name": "t", "root": str(tmp_path), "overlap": False},
+                "model": {"path": "m"},
+                "data": {"path": "d"},
+                "team": team,
+            }
+        )
+        roster = NotedRoster(0, 1)
+        play = SelfPlay(config, RunStore.open(str(tmp_path), "t"), None, roster, None, None, Reporter())
+        play.release(1)
+        play.generate_ahead(2)
+        assert (roster.hosted, roster.retired) == ((), [0, 1])
+
+
 class Reporting:
     """Stands in for the learner: reports its steps in two parts, a death of its workers in between, and commits the update."""
 

@@ -10,13 +10,11 @@ from tpaw_ray.plan import (
     RUNTIME_BYTES,
     ModelSize,
     checkpoint_bytes,
-    demand,
     learner_bytes,
     multiplies_bf16,
     num_askers,
     plan_iteration,
     shards_asked,
-    unmet,
 )
 from tpaw_ray.runs.store import RunStore
 
@@ -89,24 +87,6 @@ def test_the_plan_counts_the_score_files_that_are_new_and_none_is_missing(size, 
         assert needed - now <= made
         assert plan_iteration(config, iteration, N).score == N * len(now)
         made |= now
-
-
-def test_demand_counts_an_opponent_a_learner_group_and_a_scorer():
-    config = config_of(
-        opponents={"replicas": 2, "gpus": 1, "tensor_parallel": 4, "cpus": 1},
-        learner={"workers": 8, "gpus": 1, "cpus": 2},
-        scoring={"gpus": 0.5, "cpus": 1},
-    )
-    assert demand(config) == {"CPU": 2 * 1 + 8 * 2 + 1 + 0.5, "GPU": 2 * 4 + 8 + 0.5}
-    fresh = config_of(
-        team={"data": "fresh", "size": 3}, opponents={"gpus": 1, "cpus": 0}, learner={"cpus": 0}, scoring={"cpus": 0}
-    )
-    assert demand(fresh) == {"CPU": 0.5, "GPU": 3}
-
-
-def test_what_the_cluster_lacks_is_told_with_both_numbers():
-    assert unmet({"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0}) == "the config needs 1 GPU at the same time, the cluster has 0"
-    assert unmet({"CPU": 0.3}, {"CPU": 0.1 + 0.2}) == ""
 
 
 def test_memory_of_a_worker_by_hand():

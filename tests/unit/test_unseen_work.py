@@ -54,9 +54,8 @@ def test_rollouts_that_do_not_appear_end_the_stage(store, monkeypatch):
 def test_scores_that_do_not_appear_end_the_stage(store, monkeypatch):
     stage = Elsewhere()
     monkeypatch.setattr(pool, "ask_for_each_shard", stage)
-    scorers = ScorerPool.__new__(ScorerPool)  # without its actors
-    scorers.config = resolve_config({"run": {"name": "run"}, "model": {"path": "m"}, "data": {"path": "d"}})
-    scorers.store, scorers.scorers = store, [None]
+    scorers = ScorerPool(resolve_config({"run": {"name": "run"}, "model": {"path": "m"}, "data": {"path": "d"}}), store)
+    scorers.scorers = [None]  # without its actors
     with pytest.raises(RunError, match=r"run\.root must be a shared folder"):
         scorers.score(target_shards(store, 0, "train", store.target_scores(0)), lambda count: None)
     assert stage.calls == 1

@@ -3,20 +3,21 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import ray
 from ray.actor import ActorHandle
 
 from tpaw_ray.config import Config
 from tpaw_ray.data.rows import Message
 from tpaw_ray.data.template import render_prompt
-from tpaw_ray.errors import GenerationError, ResourceError
+from tpaw_ray.errors import GenerationError
 from tpaw_ray.evaluation.questions import Question
 from tpaw_ray.evaluation.subject import Subject
+from tpaw_ray.nodes import check_nodes
 from tpaw_ray.opponents.messages import SET_ASIDE, EngineSettings, Request, Response, Sampling
 from tpaw_ray.opponents.opponent import Opponent
 from tpaw_ray.opponents.roster import Roster, ask
 from tpaw_ray.opponents.seeds import request_seed
-from tpaw_ray.plan import ASKING_CPUS, num_askers, shards_asked, unmet
+from tpaw_ray.placement import ANYWHERE, Demand, engines_of
+from tpaw_ray.plan import ASKING_CPUS, num_askers, shards_asked
 from tpaw_ray.runs.store import MARKER
 
 AT_ONCE = 1024
@@ -33,10 +34,9 @@ def engines(subject: Subject, number: int, asked: int) -> Iterator[list[ActorHan
         GenerationError: when an engine cannot start.
     """
     opponents = subject.config.opponents
-    if missing := unmet(engine_demand(subject.config), ray.cluster_resources()):
-        raise ResourceError(missing)
+    check_nodes(asking_demands(subject.config))
     settings = EngineSettings.from_config(subject.config, subject.ends)
-    roster = Roster(settings, replicas=opponents.replicas, cpus=opponents.cpus, gpus=opponents.engine_gpus)
+    roster = Roster(settings, engines_of(subject.config))
     folder = subject.checkpoints[number]
     try:
         roster.host(number, folder, f"{folder}/{MARKER if subject.is_run else 'config.json'}")
@@ -47,11 +47,10 @@ def engines(subject: Subject, number: int, asked: int) -> Iterator[list[ActorHan
         roster.retire_all()
 
 
-def engine_demand(config: Config) -> dict[str, float]:
-    """Ray resources of one checkpoint's engines and of those who ask them."""
-    opponents = config.opponents
+def asking_demands(config: Config) -> tuple[Demand, ...]:
+    """One checkpoint's engines and those who ask them."""
     asking = ASKING_CPUS * num_askers(shards_asked(config))
-    return {"CPU": opponents.replicas * opponents.cpus + asking, "GPU": opponents.replicas * opponents.engine_gpus}
+    return engines_of(config), Demand(role="Ray Data task", number=1, cpus=asking, labels=ANYWHERE)
 
 
 def answer_questions(

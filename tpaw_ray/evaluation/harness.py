@@ -18,11 +18,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tpaw_ray.errors import ConfigError, DataError, GenerationError, ResourceError
+from tpaw_ray.errors import ConfigError, DataError, GenerationError
 from tpaw_ray.evaluation.subject import Subject
+from tpaw_ray.nodes import check_nodes
 from tpaw_ray.opponents.messages import EngineSettings
 from tpaw_ray.opponents.opponent import prepare_process
-from tpaw_ray.plan import model_size, unmet
+from tpaw_ray.placement import engines_of, options_of
+from tpaw_ray.plan import model_size
 from tpaw_ray.processes import model_process
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.wording import listed, one_line
@@ -119,14 +121,12 @@ def run_remotely(subject: Subject, number: int, output: str, wanted: HarnessRun)
     import ray
     from ray.exceptions import RayTaskError, WorkerCrashedError
 
-    opponents = subject.config.opponents
-    if missing := unmet({"CPU": opponents.cpus, "GPU": opponents.engine_gpus}, ray.cluster_resources()):
-        raise ResourceError(missing)
+    engine = replace(engines_of(subject.config), number=1)
+    check_nodes([engine])
     settings = EngineSettings.from_config(subject.config, subject.ends)
     task: Any = ray.remote(_run_on_this_node).options(
-        num_cpus=opponents.cpus,
-        num_gpus=opponents.engine_gpus,
-        runtime_env=model_process(opponents.engine_gpus),
+        **options_of(engine),
+        runtime_env=model_process(engine.gpus),
         max_retries=0,
     )
     store, folder = subject.store, subject.checkpoints[number]

@@ -5,14 +5,14 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tpaw_ray.config import dump_config
 from tpaw_ray.experiment.phases import Planned, may_start
-from tpaw_ray.plan import demand
+from tpaw_ray.placement import Node
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.wording import visible
 
@@ -34,10 +34,10 @@ class Ended:
 class Commands:
     """Plays runs on the Ray at `address`; each one's config and output lie in `logs/` of the experiment's folder."""
 
-    def __init__(self, store: RunStore, address: str, cluster: Mapping[str, float], most: int | None) -> None:
+    def __init__(self, store: RunStore, address: str, nodes: Sequence[Node], most: int | None) -> None:
         self.store = store
         self.address = address
-        self.cluster = cluster
+        self.nodes = nodes
         self.most = most
 
     def play(self, runs: Sequence[Planned], on_end: Callable[[Planned, Ended], None]) -> None:
@@ -58,7 +58,7 @@ class Commands:
                 command.end()
 
     def _may_start(self, running: "Sequence[_Command]", coming: Planned) -> bool:
-        return may_start([demand(one.run.config) for one in running], demand(coming.config), self.cluster, self.most)
+        return may_start([one.run.config for one in running], coming.config, self.nodes, self.most)
 
 
 class _Command:

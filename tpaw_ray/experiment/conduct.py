@@ -27,6 +27,7 @@ from tpaw_ray.experiment.record import Record, store_of
 from tpaw_ray.experiment.table import ON, Scores, as_json, make_table
 from tpaw_ray.experiment.testing import Asked, answer_test, answered
 from tpaw_ray.experiment.words import show, show_plan, write_table
+from tpaw_ray.nodes import cluster_nodes
 from tpaw_ray.runs.claim import Claim
 from tpaw_ray.runs.continuation import check_same_run
 from tpaw_ray.runs.progress import Reporter
@@ -63,7 +64,7 @@ def conduct(design: Design, reporter: Reporter, *, verbose: bool = False) -> int
     try:
         connect(verbose=verbose)
         most = None if design.parallel == "resources" else design.parallel
-        commands = Commands(store, ray.get_runtime_context().gcs_address, ray.cluster_resources(), most)
+        commands = Commands(store, ray.get_runtime_context().gcs_address, cluster_nodes(), most)
         with claim, reporter:
             record = Record(design, store)  # another one may have gone on with it meanwhile
             return walk(design, record, commands.play, lambda asked: answer_test(asked, reporter), reporter)

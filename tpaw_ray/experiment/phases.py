@@ -17,7 +17,7 @@ from typing import Any, Literal
 from tpaw_ray.config import Config
 from tpaw_ray.errors import LearnerError, RunError
 from tpaw_ray.experiment.design import Design, Settings, Tuning
-from tpaw_ray.plan import unmet
+from tpaw_ray.placement import Node, demands, unmet
 
 Phase = Literal["tuning", "final"]
 GIVEN_UP = 2
@@ -233,22 +233,16 @@ def start_of(finals: Iterable[Planned], seed: int) -> str:
     return next(run.key for run in finals if run.seed == seed)
 
 
-def may_start(
-    running: Sequence[Mapping[str, float]], coming: Mapping[str, float], cluster: Mapping[str, float], most: int | None
-) -> bool:
-    """Whether a run may start beside those that are running, by what each demands of the cluster.
+def may_start(running: Sequence[Config], coming: Config, nodes: Sequence[Node], most: int | None) -> bool:
+    """Whether a run may start beside those that are running, by what all of them demand of the nodes.
 
     One alone always may: `tpaw run` itself says what the cluster lacks.
-
-    >>> may_start([{"CPU": 3.0}], {"CPU": 2.0}, {"CPU": 4.0}, most=None)
-    False
     """
     if not running:
         return True
     if most is not None and len(running) >= most:
         return False
-    together = {name: sum(one.get(name, 0.0) for one in (*running, coming)) for name in coming}
-    return not unmet(together, cluster)
+    return not unmet([demand for config in (*running, coming) for demand in demands(config)], nodes)
 
 
 def _planned(design: Design, phase: Phase, method: str, seed: int, settings: Settings) -> Planned:

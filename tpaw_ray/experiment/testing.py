@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import ray
-
 from tpaw_ray.config import Config
 from tpaw_ray.data.template import end_tokens, load_tokenizer
 from tpaw_ray.errors import DataError
 from tpaw_ray.evaluation.exact_match import judge, verdict
+from tpaw_ray.nodes import cluster_nodes
 from tpaw_ray.opponents.messages import EngineSettings, Sampling
 from tpaw_ray.opponents.rollouts import Questions, generate
 from tpaw_ray.opponents.roster import Roster
+from tpaw_ray.placement import engines_of, unmet
 from tpaw_ray.plan import shards_asked
 from tpaw_ray.policy.start import locate
 from tpaw_ray.runs.progress import Reporter
@@ -81,11 +81,11 @@ def answer_test(asked: Sequence[Asked], reporter: Reporter) -> None:
 def _guest(asked: Asked, rosters: dict[str, Roster]) -> _Guest:
     """Checkpoints whose engines are set up alike share a roster, and with it the ledger of what engines held."""
     tokenizer = load_tokenizer(asked.config.model)
-    opponents = asked.config.opponents
+    engines = engines_of(asked.config)
     settings = EngineSettings.from_config(asked.config, end_tokens(tokenizer, str(locate(asked.config.model.path))))
-    key = f"{settings} {opponents.replicas} {opponents.cpus} {opponents.engine_gpus}"
+    key = f"{settings} {engines}"
     if key not in rosters:
-        rosters[key] = Roster(settings, replicas=opponents.replicas, cpus=opponents.cpus, gpus=opponents.engine_gpus)
+        rosters[key] = Roster(settings, engines)
     return _Guest(asked=asked, tokenizer=tokenizer, roster=rosters[key])
 
 
@@ -142,7 +142,5 @@ def _folder(store: RunStore, checkpoint: int) -> str:
 
 
 def _has_room_for_two(asked: Sequence[Asked]) -> bool:
-    cluster = ray.cluster_resources()
-    most = max((one.config.opponents for one in asked), key=lambda one: one.replicas * (one.engine_gpus + one.cpus))
-    needed = {"CPU": 2 * most.replicas * most.cpus, "GPU": 2 * most.replicas * most.engine_gpus}
-    return all(amount <= cluster.get(name, 0.0) for name, amount in needed.items())
+    most = max((engines_of(one.config) for one in asked), key=lambda one: one.number * (one.gpus + one.cpus))
+    return not unmet([most, most], cluster_nodes())

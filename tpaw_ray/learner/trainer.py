@@ -32,7 +32,12 @@ def make_trainer(config: Config, store: RunStore, mailbox: Any) -> TorchTrainer:
         train_loop,
         train_loop_config={"config": config, "store": store, "mailbox": mailbox},
         torch_config=TorchConfig(backend="nccl" if learner.gpus else "gloo"),
-        scaling_config=ScalingConfig(num_workers=learner.workers, use_gpu=bool(learner.gpus), resources_per_worker=resources),
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # typed as that before Ray Train 2
+            num_workers=learner.workers,
+            use_gpu=bool(learner.gpus),
+            resources_per_worker=resources,
+            label_selector=learner.node_labels or None,
+        ),
         run_config=RunConfig(  # type: ignore[call-arg]  # typed as the RunConfig before Ray Train 2
             name="learner",
             storage_path=store.at(store.path("ray_train")),

@@ -11,6 +11,7 @@ from tpaw_ray.errors import GenerationError, RunError
 from tpaw_ray.opponents.ledger import Ledger
 from tpaw_ray.opponents.messages import EngineSettings, Request, Response, Sampling, Seat
 from tpaw_ray.opponents.opponent import Opponent
+from tpaw_ray.placement import Demand, options_of
 from tpaw_ray.processes import beside_the_driver, model_process
 
 WITHOUT_END = -1
@@ -32,17 +33,16 @@ class Roster:
 
     kind: type = Opponent
 
-    def __init__(self, settings: EngineSettings, *, replicas: int, cpus: float, gpus: float) -> None:
-        """`cpus` and `gpus` are what Ray sets aside for an engine, all its parts together."""
+    def __init__(self, settings: EngineSettings, engines: Demand) -> None:
+        """`engines` are those of one checkpoint: how many, and what Ray sets aside for each, all its parts together."""
         self._settings = settings
-        self._replicas = replicas
+        self._replicas = engines.number
         self._options: dict[str, Any] = {
-            "num_cpus": cpus,
-            "num_gpus": gpus,
+            **options_of(engines),
             "max_restarts": WITHOUT_END,
             "max_task_retries": WITHOUT_END,
             "max_concurrency": MAX_CALLS,
-            "runtime_env": model_process(gpus),
+            "runtime_env": model_process(engines.gpus),
         }
         self._hosted: dict[int, list[ActorHandle[Opponent]]] = {}
         self._ledger: Any = None

@@ -5,7 +5,6 @@ for `LEASE_S` seconds; a second driver watches for as long, by its own clock, be
 """
 
 import os
-import signal
 import socket
 import threading
 import time
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from tpaw_ray.errors import RunError
+from tpaw_ray.processes import interrupt
 from tpaw_ray.runs.store import RunStore
 
 RENEW_S = 10.0
@@ -141,9 +141,7 @@ class Claim:
                 found = self._read()
                 if found and found[0] != self._me:
                     self._taken_by = found[0]
-                    # As Ctrl-C would; a command in the background may ignore that one.
-                    heard = signal.SIGTERM if callable(signal.getsignal(signal.SIGTERM)) else signal.SIGINT
-                    signal.pthread_kill(self._holding_thread, heard)
+                    interrupt(self._holding_thread)
                     return
                 renewed += 1
                 self._write(renewed)

@@ -9,6 +9,7 @@ import ray
 from tpaw_ray.config import Config
 from tpaw_ray.data.stage import ask_for_each_shard
 from tpaw_ray.errors import RunError
+from tpaw_ray.placement import options_of, scorers_of
 from tpaw_ray.plan import SCORER_SHARDS
 from tpaw_ray.processes import model_process
 from tpaw_ray.runs.store import RunStore
@@ -22,7 +23,7 @@ RETRIES = 3
 
 
 class ScorerPool:
-    """The scorers of a run, started at once. A shard whose numbers stand is not done again.
+    """The scorers of a run. They live from `start` to `close`. A shard whose numbers stand is not done again.
 
     Example: `ScorerPool(config, store).score(target_shards(store, 0, "train", store.target_scores(0)), advance)`.
     """
@@ -30,15 +31,21 @@ class ScorerPool:
     def __init__(self, config: Config, store: RunStore) -> None:
         self.config = config
         self.store = store
-        actor: Any = ray.remote(Scorer).options(
-            num_cpus=config.scoring.cpus,
-            num_gpus=config.scoring.gpus,
-            max_restarts=WITHOUT_END,
-            max_task_retries=RETRIES,
-            max_concurrency=SCORER_SHARDS,
-            runtime_env=model_process(config.scoring.gpus),
-        )
-        self.scorers = [actor.remote(config, store) for _ in range(config.scoring.workers)]
+        self.scorers: list[Any] = []
+
+    def start(self) -> list[Any]:
+        """The scorers, started if they are not there."""
+        if not self.scorers:
+            wanted = scorers_of(self.config)
+            actor: Any = ray.remote(Scorer).options(
+                **options_of(wanted),
+                max_restarts=WITHOUT_END,
+                max_task_retries=RETRIES,
+                max_concurrency=SCORER_SHARDS,
+                runtime_env=model_process(wanted.gpus),
+            )
+            self.scorers = [actor.remote(self.config, self.store) for _ in range(wanted.number)]
+        return list(self.scorers)
 
     def score(self, shards: Iterable[ScoreShard], advance: Callable[[int], None]) -> float:
         """Score what is not scored yet, in the order given; calls `advance(sequences)` as shards finish.
@@ -49,7 +56,7 @@ class ScorerPool:
             CheckpointError: when a player's model cannot be loaded or used.
             RunError: when a table cannot be read, a shard ends every scorer, or what was written does not appear in the folder.
         """
-        wanted = list(shards)
+        scorers, wanted = self.start(), list(shards)
         asked: list[dict[str, Any]] = []
         while missing := [asdict(shard) for shard in wanted if not is_scored(shard, self.store, self.config)]:
             if missing == asked:
@@ -57,23 +64,23 @@ class ScorerPool:
                 raise RunError(f"{output}: was written where this node does not see it; run.root must be a shared folder")
             ask_for_each_shard(
                 [{"index": index, **shard} for index, shard in enumerate(missing)],
-                _AskScorer(self.scorers, self.store, self.config),
+                _AskScorer(scorers, self.store, self.config),
                 name="score",
-                at_once=SCORER_SHARDS * len(self.scorers),
+                at_once=SCORER_SHARDS * len(scorers),
                 advance=advance,
             )
             asked = missing
         if not asked:
             return 0.0
         try:
-            return max(ray.get([scorer.rest.remote() for scorer in self.scorers]))
+            return max(ray.get([scorer.rest.remote() for scorer in scorers]))
         except ray.exceptions.RayActorError as error:
             raise RunError(f"a scorer died {RETRIES + 1} times when its work was done: {error}") from error
 
     def close(self) -> None:
         """End the scorers, whatever they do."""
-        for scorer in self.scorers:
-            ray.kill(scorer)
+        while self.scorers:
+            ray.kill(self.scorers.pop())
 
 
 class _AskScorer:
