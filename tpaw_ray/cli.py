@@ -83,6 +83,31 @@ def plan(
 
 
 @app.command()
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="The cluster's job server, as http://HEAD:8265; by default RAY_ADDRESS.")
+    ] = None,
+    working_dir: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="The folder to upload, which holds the config.")
+    ] = Path("."),
+    secret: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="An environment variable to pass on, as HF_TOKEN; may be repeated.")
+    ] = None,
+    job_id: Annotated[str | None, typer.Option(help="The job's id; by default tpaw-NAME-RANDOM.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when the job is submitted.")] = False,
+) -> None:
+    """Run a config as a job on a Ray cluster, and follow it; the same command again continues its run."""
+    from tpaw_ray.runs.progress import Reporter
+    from tpaw_ray.submit import job_of
+    from tpaw_ray.submit import submit as submit_job
+
+    job = job_of(config, overrides or [], working_dir, secret or [], job_id)
+    sys.exit(submit_job(job, address, Reporter().say, lambda text: print(text, end="", flush=True), follow=not detach))
+
+
+@app.command()
 def report(
     run: Annotated[
         str, typer.Argument(metavar="RUN|EXPERIMENT", help="The folder of a run or an experiment, or its s3:// address.")

@@ -38,6 +38,8 @@ FLOORS = {
     "loop": 6,
     "cli": 7,
     "launch": 7,
+    "submit": 7,
+    "__main__": 8,
     "evaluate": 7,
     "forecast": 7,
     "experiment": 7,

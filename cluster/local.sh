@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# A Ray cluster of several nodes on this machine, to debug what will run on a real one: a head without work, nodes labelled
+# tpaw-role=learner and tpaw-role=opponent, and token authentication.
+#
+#   cluster/local.sh up [OPPONENTS [LEARNERS]]    start it (2 opponent nodes and 1 learner node), print what to export
+#   cluster/local.sh env                          print that again
+#   cluster/local.sh node ROLE                    add a node; prints its number
+#   cluster/local.sh kill NUMBER                  end a node at once, as a lost machine does
+#   cluster/local.sh down                         end all of it
+#
+# TPAW_CLUSTER is the folder of its state (.cluster), TPAW_NODE_CPUS what each node has for Ray to set aside (4).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+STATE=${TPAW_CLUSTER:-$PWD/.cluster}
+RAY=${RAY:-$(command -v ray || echo "$PWD/.venv/bin/ray")}
+CPUS=${TPAW_NODE_CPUS:-4}
+PORT=${TPAW_RAY_PORT:-6380}
+DASHBOARD=${TPAW_DASHBOARD_PORT:-8266}
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$STATE/token RAY_TMPDIR=${RAY_TMPDIR:-/tmp/ray-local}
+# An autoscaler that does not exist need not be asked; tasks without a GPU see what they always did.
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 RAY_USAGE_STATS_ENABLED=0
+unset RAY_ADDRESS
+
+# A node is a process group of its own: `ray start --block` and all that it starts.
+start() { # NAME ARGUMENTS…
+  local name=$1
+  shift
+  setsid "$RAY" start --block "$@" >"$STATE/$name.log" 2>&1 </dev/null &
+  echo $! >"$STATE/$name.pid"
+}
+
+add() { # ROLE
+  local number
+  number=$(find "$STATE" -name '*.pid' | wc -l)
+  start "$number-$1" --address="127.0.0.1:$PORT" --num-cpus="$CPUS" --labels="tpaw-role=$1"
+  echo "$number"
+}
+
+alive() { # NAME
+  [ -e "$STATE/$1.pid" ] && kill -0 "$(cat "$STATE/$1.pid")" 2>/dev/null
+}
+
+case ${1:-} in
+up)
+  if alive 0-head; then
+    echo "it is up already; cluster/local.sh down ends it" >&2
+    exit 2
+  fi
+  mkdir -p "$STATE" "$RAY_TMPDIR"
+  rm -f "$STATE"/*.pid "$STATE"/*.log
+  (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$STATE/token")
+  start 0-head --head --port="$PORT" --dashboard-port="$DASHBOARD" --dashboard-host=127.0.0.1 --num-cpus=0 --labels=tpaw-role=head \
+    --temp-dir="$RAY_TMPDIR" --disable-usage-stats
+  for _ in $(seq 120); do
+    if "$RAY" list nodes --address="http://127.0.0.1:$DASHBOARD" >/dev/null 2>&1; then break; fi
+    if ! alive 0-head; then
+      cat "$STATE/0-head.log" >&2
+      exit 1
+    fi
+    sleep 0.5
+  done
+  for _ in $(seq "${3:-1}"); do add learner >/dev/null; done
+  for _ in $(seq "${2:-2}"); do add opponent >/dev/null; done
+  exec "$0" env
+  ;;
+env)
+  echo "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$STATE/token RAY_ADDRESS=http://127.0.0.1:$DASHBOARD"
+  ;;
+node)
+  add "${2:?a role: opponent or learner}"
+  ;;
+kill)
+  for file in "$STATE/${2:?the number of a node}"-*.pid; do
+    kill -KILL -- "-$(cat "$file")"
+  done
+  ;;
+down)
+  for file in $(find "$STATE" -name '*.pid' 2>/dev/null | sort -r); do
+    kill -TERM -- "-$(cat "$file")" 2>/dev/null || true
+  done
+  for file in $(find "$STATE" -name '*.pid' 2>/dev/null); do
+    for _ in $(seq 60); do
+      kill -0 -- "-$(cat "$file")" 2>/dev/null || break
+      sleep 0.5
+    done
+    kill -KILL -- "-$(cat "$file")" 2>/dev/null || true
+    rm -f "$file"
+  done
+  ;;
+*)
+  sed -n '2,13s/^# \{0,1\}//p' "$0"
+  exit 2
+  ;;
+esac
