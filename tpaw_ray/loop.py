@@ -66,7 +66,7 @@ class SelfPlay:
         first = self.first_open_iteration()
         if self.has_to_generate(first):
             self.host(first)  # its imports take as long as a small data set
-        self.verify_team(first)
+        self.verify(first)
         self.prepare()
         if first < self.config.iterations and not self.store.is_committed(self.store.checkpoint(self.config.iterations)):
             self.learner = self.start_learner()  # takes as long to start as an opponent: both at once
@@ -238,14 +238,14 @@ class SelfPlay:
         self.reporter.say(self.summary.line(checkpoint))
 
     def commit(self, iteration: int) -> None:
-        """Mark the iteration as done and write the summary."""
+        """Write the summary and mark the iteration as done; the last, for after it nothing is looked at any more."""
         self.trackers.follow()
+        self.summary.write()
         directory = self.store.iteration(iteration)
         if not self.store.is_committed(directory):
             row = self.summary.row(iteration + 1)
             self.store.write_json(f"{directory}/row.json", asdict(row))
             self.store.write_json(f"{directory}/committed.json", {"counts": row.sequences, "files": {}})
-        self.summary.write()
 
     # What stages need.
 
@@ -256,15 +256,21 @@ class SelfPlay:
         gone = [t for t in self.teams.players(first) if t and not self.store.is_committed(self.store.checkpoint(t))]
         return min(gone, default=first + 1) - 1
 
-    def verify_team(self, iteration: int) -> None:
-        """Compare the checkpoints that earlier drivers made with their checksums; copies from an object store are when made.
+    def verify(self, iteration: int) -> None:
+        """Compare with their checksums what earlier drivers made and all goes on from: the prompts and the team's checkpoints.
+
+        Copies of checkpoints in an object store are compared when they are made.
 
         Raises:
             RunError: naming the first file that is not as it was committed.
         """
-        for checkpoint in sorted({iteration, iteration + 1, *self.teams.players(iteration)}):  # fine-tuning has no players
-            if not self.store.scheme and self.store.is_committed(self.store.checkpoint(checkpoint)):
-                self.store.verify(self.store.checkpoint(checkpoint))
+        needed = [self.store.path("prompts")]
+        if not self.store.scheme:
+            team = {iteration, iteration + 1, *self.teams.players(iteration)}  # fine-tuning has no players
+            needed += map(self.store.checkpoint, sorted(team))
+        for directory in needed:
+            if self.store.is_committed(directory):
+                self.store.verify(directory)
 
     def host(self, checkpoint: int) -> None:
         """Start the checkpoint's opponents, once; they may start before their checkpoint is there, and wait for it."""

@@ -26,7 +26,7 @@ PLACES = {
     "update: before the marker": (Place.MARK, "checkpoints/002"),
     "last evaluation: before the marker": (Place.MARK, "evaluations/002"),
     "commit: before the marker": (Place.WRITE, "iterations/001/committed.json"),
-    "commit: before the summary": (Place.WRITTEN, "iterations/001/committed.json"),
+    "commit: after the marker": (Place.WRITTEN, "iterations/001/committed.json"),
 }
 """Roughly in the order in which a run of two iterations comes to them; stages that run side by side come as they come."""
 

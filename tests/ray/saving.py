@@ -15,6 +15,8 @@ def main(root: Path, model: Path, cases: dict[str, dict[str, object]]) -> None:
     from transformers import AutoModelForCausalLM
 
     from tests.ray.test_learner import config_of, make_pairs, make_run
+    from tpaw_ray.errors import LearnerError
+    from tpaw_ray.learner.engine import PolicyEngine
     from tpaw_ray.learner.worker import update
 
     torch.set_num_threads(1)
@@ -81,6 +83,20 @@ def main(root: Path, model: Path, cases: dict[str, dict[str, object]]) -> None:
     play(store, config_of(root / "other", save_steps=2, zero_stage=1), last=3)
     went_on = play(store, config_of(root / "other", save_steps=2, zero_stage=2))
     outcomes["other group"] = {"remarks": went_on.remarks, "weights_equal": same(weights(store), expected)}
+
+    take_step = PolicyEngine.step
+
+    def take_spoiled_step(policy):
+        for parameter in policy.model.parameters():
+            parameter.grad.fill_(torch.nan)
+        return take_step(policy)
+
+    PolicyEngine.step = take_spoiled_step  # of ZeRO 0 in fp32, where DeepSpeed gives no norm
+    store = make_run(root / "spoiled", model, pairs)
+    try:
+        play(store, config_of(root / "spoiled", save_steps=1, zero_stage=0))
+    except LearnerError as error:
+        outcomes["spoiled"] = {"told": str(error), "left": [store.exists(store.checkpoint(1)), store.exists(store.steps(0))]}
     (root / "outcomes.json").write_text(json.dumps(outcomes))
 
 

@@ -46,3 +46,8 @@ def test_a_step_checkpoint_of_another_group_is_left_alone(outcomes):
     (remark,) = other["remarks"]
     assert "is of another group of workers; the update begins anew" in remark
     assert other["weights_equal"]
+
+
+def test_gradients_that_are_not_numbers_stop_the_update_before_anything_is_saved(outcomes):
+    assert "step 0: loss" in outcomes["spoiled"]["told"] and "gradient norm nan; prompts" in outcomes["spoiled"]["told"]
+    assert outcomes["spoiled"]["left"] == [False, False]

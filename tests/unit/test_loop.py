@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.made_run import MadeRun
 from tests.unit.test_schema_and_store import STEP
 from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.config import resolve_config
@@ -70,11 +71,37 @@ def commit_checkpoints(store, count):
 
 def test_a_flipped_bit_in_a_checkpoint_of_the_team_is_found_before_anything_is_read(play):
     commit_checkpoints(play.store, 3)
-    play.verify_team(2)
+    play.verify(2)
     path = Path(play.store.checkpoint(1)) / "model.safetensors"
     path.write_bytes(bytes(500) + b"\x01" + bytes(499))
     with pytest.raises(RunError, match=r"checkpoints/001/model\.safetensors: differs from what was committed; remove .*/001 to"):
-        play.verify_team(2)
+        play.verify(2)
+
+
+def test_prompts_that_were_removed_from_a_committed_stage_are_missed(play):
+    shard = play.store.shard(play.store.prompts("train"), 0)
+    play.store.write_bytes(shard, b"prompts")
+    play.store.commit(play.store.path("prompts"))
+    play.verify(0)
+    Path(shard).unlink()
+    with pytest.raises(
+        RunError, match=r"train/00000\.parquet: differs from what was committed; remove .*prompts to have it made"
+    ):
+        play.verify(0)
+
+
+def test_a_driver_that_is_killed_before_the_marker_of_its_iteration_leaves_a_whole_summary(tmp_path, monkeypatch):
+    heldout = [("2+2=", "4", "4")]
+    made = MadeRun(tmp_path).start([("1+1=", "2", "2")] * 4, heldout).evaluate(0, [("4", "4", True)])
+    made.iterate(0, ["2"] * 4).evaluate(1, [("4", "4", True)])
+    play = SelfPlay(made.config, made.store, None, None, None, None, Reporter())
+    write, written = RunStore.write_json, []
+    monkeypatch.setattr(
+        RunStore, "write_json", lambda store, path, value: (written.append(Path(path).name), write(store, path, value))
+    )
+    play.commit(0)
+    assert written == ["summary.json", "row.json", "committed.json"]  # after the last one nothing is looked at any more
+    assert len(made.store.read_json(made.store.path("summary.json"))["iterations"]) == 2
 
 
 def test_the_start_of_an_update_on_targets_alone_is_compared_too(play):
@@ -83,7 +110,7 @@ def test_the_start_of_an_update_on_targets_alone_is_compared_too(play):
     commit_checkpoints(play.store, 3)
     (Path(play.store.checkpoint(2)) / "model.safetensors").write_bytes(b"other")
     with pytest.raises(RunError, match="checkpoints/002/model"):
-        play.verify_team(2)
+        play.verify(2)
 
 
 def test_a_checkpoint_that_was_removed_is_made_again_where_the_team_needs_it(play):

@@ -98,11 +98,14 @@ class PolicyEngine:
     def step(self) -> tuple[float | None, float]:
         """Take the optimizer step of the gradients so far.
 
-        Returns their norm before clipping (None where DeepSpeed computes none), and the learning rate.
+        Returns their norm before clipping (where DeepSpeed computes none, None, or NaN if the step spoiled the weights), and the
+        learning rate.
         """
         learning_rate = self.engine.get_lr()[0]
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
+        if norm is None and not all(weights.isfinite().all() for weights in self.model.parameters()):
+            norm = math.nan
         return (None if norm is None else float(norm)), float(learning_rate)
 
     def save(self, folder: Path) -> None:
