@@ -4,6 +4,7 @@
 #   make test     the tests
 #   make test-faults    the kill matrix
 #   make test-long      what takes minutes a test: 200 000 prompts, a run in an object store, two workers of which one dies, a judge served by vLLM
+#   make test-cluster      a cluster of several nodes on this machine: jobs, placement, a lost node
 #   make check    lint and types
 #   make install EXTRA=gpu    the same environment for a machine with GPUs
 PYTHON ?= python3.11
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(EXTRA)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install demo small-study test test-faults test-long check smollm2 clean
+.PHONY: install demo small-study test test-faults test-long test-cluster check smollm2 clean
 
 install: $(INSTALLED)
 
@@ -40,6 +41,9 @@ test-faults: install
 
 test-long: install
 	$(BIN)/python -m pytest tests/long
+
+test-cluster: install
+	$(BIN)/python -m pytest tests/cluster
 
 check: install
 	$(BIN)/ruff check .

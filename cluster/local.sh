@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A Ray cluster of several nodes on this machine, to debug what will run on a real one: a head without work, nodes labelled
-# tpaw-role=learner and tpaw-role=opponent, and token authentication.
+# tpaw-role=learner and tpaw-role=opponent (and tpaw-node=NUMBER), and token authentication.
 #
 #   cluster/local.sh up [OPPONENTS [LEARNERS]]    start it (2 opponent nodes and 1 learner node), print what to export
 #   cluster/local.sh env                          print that again
@@ -8,31 +8,34 @@
 #   cluster/local.sh kill NUMBER                  end a node at once, as a lost machine does
 #   cluster/local.sh down                         end all of it
 #
-# TPAW_CLUSTER is the folder of its state (.cluster), TPAW_NODE_CPUS what each node has for Ray to set aside (4).
+# TPAW_CLUSTER is the folder of its state (.cluster), TPAW_NODE_CPUS what each node has for Ray to set aside (2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 STATE=${TPAW_CLUSTER:-$PWD/.cluster}
 RAY=${RAY:-$(command -v ray || echo "$PWD/.venv/bin/ray")}
-CPUS=${TPAW_NODE_CPUS:-4}
+CPUS=${TPAW_NODE_CPUS:-2}
 PORT=${TPAW_RAY_PORT:-6380}
 DASHBOARD=${TPAW_DASHBOARD_PORT:-8266}
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$STATE/token RAY_TMPDIR=${RAY_TMPDIR:-/tmp/ray-local}
 # An autoscaler that does not exist need not be asked; tasks without a GPU see what they always did.
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 RAY_USAGE_STATS_ENABLED=0
+export PATH="$(dirname "$RAY"):$PATH" # jobs run this environment's python
 unset RAY_ADDRESS
 
 # A node is a process group of its own: `ray start --block` and all that it starts.
 start() { # NAME ARGUMENTS…
   local name=$1
   shift
-  setsid "$RAY" start --block "$@" >"$STATE/$name.log" 2>&1 </dev/null &
+  # Nodes share the machine, but no copies of checkpoints, and none takes a third of its memory for objects.
+  TPAW_CACHE=$STATE/$name.cache setsid "$RAY" start --block --object-store-memory=268435456 "$@" \
+    >"$STATE/$name.log" 2>&1 </dev/null &
   echo $! >"$STATE/$name.pid"
 }
 
 add() { # ROLE
   local number
   number=$(find "$STATE" -name '*.pid' | wc -l)
-  start "$number-$1" --address="127.0.0.1:$PORT" --num-cpus="$CPUS" --labels="tpaw-role=$1"
+  start "$number-$1" --address="127.0.0.1:$PORT" --num-cpus="$CPUS" --labels="tpaw-role=$1,tpaw-node=$number"
   echo "$number"
 }
 

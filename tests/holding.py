@@ -41,6 +41,10 @@ class Holding:
         """Let the held process go on, if it still lives."""
         (self.held / name).unlink()
 
+    def disarm(self, name: str = "0") -> None:
+        """Take back what nobody has come to."""
+        (self.armed / name).unlink()
+
     def kill_at(self, place: Place, pattern: str, timeout_s: float = 120) -> int:
         """Kill the process that reaches a place."""
         self.arm(place, pattern)
