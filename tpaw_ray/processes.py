@@ -6,6 +6,8 @@ import os
 import signal
 from typing import Any
 
+_PR_SET_PDEATHSIG = 1
+
 
 def model_process(gpus: float) -> dict[str, Any]:
     """The `runtime_env` of an actor that runs a model on that many GPUs, or on CPUs for 0.
@@ -38,6 +40,13 @@ def beside_the_driver() -> dict[str, Any]:
 
     node = ray.get_runtime_context().get_node_id()
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+def end_with_parent() -> None:
+    """Have the kernel terminate this process when the thread that started it ends, however it ends; see prctl(2). Linux only."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "prctl"):
+        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def interrupt(thread: int) -> None:

@@ -3,6 +3,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 import weakref
 from types import SimpleNamespace
 
@@ -71,3 +72,32 @@ def test_what_only_refers_to_itself_is_freed_also_where_the_c_library_cannot_tri
         assert held() is None
     finally:
         gc.enable()
+
+
+def test_a_process_ends_with_the_one_that_started_it_though_that_is_killed():
+    if not sys.platform.startswith("linux"):
+        pytest.skip("prctl is Linux's")
+    child = (
+        "import time; from tpaw_ray.processes import end_with_parent; end_with_parent(); "
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    parent = (
+        "import subprocess, sys, time; "
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, start_new_session=True); "
+        "print(child.stdout.readline(), child.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as started:
+        pid = int(started.stdout.readline().split()[-1])
+        started.kill()
+    deadline = time.monotonic() + 30
+    while alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -19,7 +19,11 @@ from tpaw_ray.wording import visible
 LOOK_S = 0.2
 STOP_S = 150.0
 """How long an interrupted run may take to end by itself: a store that does not answer is tried for over a minute."""
-PROGRAM = (sys.executable, "-c", "from tpaw_ray.cli import main; main()")
+PROGRAM = (
+    sys.executable,
+    "-c",
+    "from tpaw_ray.processes import end_with_parent; end_with_parent(); from tpaw_ray.cli import main; main()",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
