@@ -27,7 +27,7 @@ from tests.kuberay import (
     the,
 )
 from tpaw_ray.config import load_config
-from tpaw_ray.plan import demand
+from tpaw_ray.placement import demands
 
 PLACES = ["base", "interactive", "overlays/small-gpu", "overlays/two-pools", "overlays/spot", "overlays/kueue"]
 with_schema = pytest.mark.skipif(
@@ -197,23 +197,16 @@ def load(place):
 
 @everywhere
 def test_the_config_is_one_that_the_command_takes_and_the_pools_hold_what_it_asks_for(place, tmp_path):
-    content = load(place)
-    labels = {section: content[section].pop("labels") for section in ("opponents", "scoring", "learner")}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(load(place)))
     config = load_config(tmp_path / "run.yaml")
-
     groups = {name: group for name, group in groups_of(ray_manifest(place)).items() if name != "head"}
     asked = dict.fromkeys(groups, 0.0)
-    for section, amount, whole in (
-        ("opponents", config.opponents.replicas * config.opponents.engine_gpus, config.opponents.engine_gpus),
-        ("scoring", config.scoring.workers * config.scoring.gpus, config.scoring.gpus),
-        ("learner", config.learner.workers * config.learner.gpus, config.learner.gpus),
-    ):
-        (pool,) = [name for name, group in groups.items() if labels[section].items() <= group["labels"].items()]
-        asked[pool] += amount
-        assert whole <= gpus(groups[pool])
+    for wanted in demands(config):
+        if wanted.gpus:
+            (pool,) = [name for name, group in groups.items() if wanted.labels.items() <= group["labels"].items()]
+            asked[pool] += wanted.number * wanted.gpus
+            assert wanted.labels and wanted.gpus <= gpus(groups[pool])
     assert asked == {name: group["maxReplicas"] * gpus(group) for name, group in groups.items()}  # none is missing, none idles
-    assert sum(asked.values()) == demand(config)["GPU"]
 
 
 @everywhere
