@@ -5,14 +5,16 @@ import json
 
 import pytest
 import yaml
+from pyarrow import fs
 from rich.console import Console
 
 from tests.unit.test_bad_input import House
 from tpaw_ray import cli
 from tpaw_ray.config import dump_config, load_config, resolve_config
 from tpaw_ray.credentials import find_credentials
-from tpaw_ray.errors import ConfigError
+from tpaw_ray.errors import ConfigError, RunError
 from tpaw_ray.evaluation.exact_match import judge
+from tpaw_ray.runs.copies import copy_all
 from tpaw_ray.runs.environment import environment
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.schema import Generation, Prompt
@@ -214,3 +216,21 @@ def test_what_only_sounds_like_a_credential_is_taken(tree):
 def test_a_name_that_could_lead_elsewhere_is_refused(name):
     with pytest.raises(ConfigError, match=r"run\.name: "):
         resolve_config(REQUIRED | {"run": {"name": name}})
+
+
+@pytest.mark.parametrize("name", ["../../../escaped.txt", "a/../../b", "..", "/tmp/x"])
+def test_an_object_of_a_store_whose_name_leads_out_of_the_folder_is_not_copied(tmp_path, name):
+    class Store:
+        """A fake file system, which lists what an object store may hold."""
+
+        def get_file_info(self, _):
+            return [fs.FileInfo(f"bucket/ck/{path}", fs.FileType.File) for path in ("config.json", name)]
+
+        def open_input_stream(self, _):
+            return io.BytesIO(b"x")
+
+    folder = tmp_path / "one/two/copy"
+    folder.mkdir(parents=True)
+    with pytest.raises(RunError, match=f"bucket/ck: holds '{name}', which would lead out of the folder"):
+        copy_all(Store(), "bucket/ck", fs.LocalFileSystem(), str(folder))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
