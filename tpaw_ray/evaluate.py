@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tpaw_ray.credentials import find_credentials
 from tpaw_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -250,7 +251,8 @@ def _judge(model: str, url: str | None, prompt: str | None, max_tokens: int, ext
 
     try:
         fields = json.loads(extra)
-    except ValueError as error:
+        found = find_credentials({"--judge-url": url, "--judge-extra": fields})
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--judge-extra: not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ConfigError("--judge-extra: expected a JSON object of further fields")
@@ -272,6 +274,8 @@ def _harness_run(
 
     if bool(suite) == bool(names):
         raise ConfigError(f"expected either --suite ({', '.join(SUITES)}) or --task, once or more often")
+    if found:  # both are written into the result
+        raise ConfigError(f"{found}; the judge's key is given in the environment, as OPENAI_API_KEY")
     if suite and suite not in SUITES:
         raise ConfigError(f"--suite: found {suite}, expected one of {', '.join(SUITES)}")
     chosen = SUITES[suite].tasks if suite else tuple(HarnessTask(name=name) for name in names)

@@ -57,6 +57,13 @@ def test_values_names_and_errors_are_told_on_one_line_and_cut():
     assert one_line(ValueError()) == "ValueError"
 
 
+@pytest.mark.parametrize("login", ["me:sword/fish", "swordfish", ":swordfish", "swordfish:"])
+def test_a_login_in_an_address_is_left_out_of_what_is_told(login):
+    error = OSError(f"GET http://{login}@host:9/a@b failed\nwith {'x' * 300} s3://bucket/a:b@c")
+    assert one_line(error).startswith("GET http://…@host:9/a@b failed with xxx") and "fish" not in one_line(error)
+    assert one_line(OSError("s3://bucket/a:b@c")) == "s3://bucket/a:b@c"
+
+
 def test_a_value_without_end_is_told_by_its_type():
     nested = []
     for _ in range(100_000):
@@ -180,7 +187,13 @@ def test_a_credential_in_a_config_is_refused_without_repeating_it(tmp_path, key)
 
 @pytest.mark.parametrize("key", ["model.path", "data.path", "data.heldout_path", "run.root", "opponents.engine_args.x"])
 @pytest.mark.parametrize(
-    "address", ["https://me:sword/fish@host/x", "s3://AKIA:swordfish@bucket", "https://host/x?a=1&X-Amz-Signature=swordfish"]
+    "address",
+    [
+        "https://me:sword/fish@host/x",
+        "https://swordfish@host/x",
+        "s3://AKIA:swordfish@bucket",
+        "https://host/x?a=1&X-Amz-Signature=swordfish",
+    ],
 )
 def test_an_address_with_a_password_is_refused_without_repeating_it(tmp_path, key, address):
     path = tmp_path / "c.yaml"
@@ -207,6 +220,21 @@ def test_a_password_in_a_broken_override_is_not_repeated(tmp_path):
 )
 def test_what_only_sounds_like_a_credential_is_taken(tree):
     assert find_credentials(tree) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hf_token", ["swordfish"]),
+        ("hf_token", {"v": "swordfish"}),
+        ("hfToken", "swordfish"),
+        ("x-api-key", "swordfish"),
+        ("authorization", "Bearer swordfish"),
+        ("Proxy-Authorization", "swordfish"),
+    ],
+)
+def test_a_credential_is_found_however_its_key_is_written_and_whatever_holds_it(key, value):
+    assert find_credentials({"a": {key: value}}) == f"a.{key}: looks like a credential"
 
 
 # Names.
