@@ -100,15 +100,15 @@ def local_files(data: str | None) -> dict[str, str]:
     """
     if data is None:
         return {}
-    path = Path(os.path.expanduser(data)).resolve()
-    if path.is_dir():
-        found = {split: str(path / f"{split}.jsonl") for split in ("test", "train") if (path / f"{split}.jsonl").is_file()}
+    path = os.path.realpath(os.path.expanduser(data))
+    if os.path.isdir(path):
+        found = {split: name for split in ("test", "train") if os.path.isfile(name := f"{path}/{split}.jsonl")}
         if "test" not in found:
             raise DataError(f"{data}: holds no test.jsonl; expected GSM8K's files, or one of them")
         return found
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{data}: no such file or folder; expected GSM8K's JSONL")
-    return {"test": str(path)}
+    return {"test": path}
 
 
 def run_remotely(subject: Subject, number: int, output: str, wanted: HarnessRun) -> None:
