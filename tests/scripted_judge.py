@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class ScriptedJudge:
-    """Replies with what `reply(prompt)` gives: a text, or an HTTP status to fail with. Keeps what it was asked."""
+    """Replies with what `reply(prompt)` gives: a text, an HTTP status to fail with, or a body's bytes. Keeps what was asked."""
 
-    def __init__(self, reply: Callable[[str], str | int]) -> None:
+    def __init__(self, reply: Callable[[str], str | int | bytes]) -> None:
         self.reply = reply
         self.requests: list[dict] = []
         self.keys: list[str | None] = []
@@ -27,6 +27,9 @@ class ScriptedJudge:
                 if isinstance(said, int):
                     self.answer(said, {"error": {"message": f"scripted failure {said}", "type": "scripted"}})
                     return
+                if isinstance(said, bytes):
+                    self.send(200, said)
+                    return
                 message = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
                 self.answer(
                     200,
@@ -34,7 +37,9 @@ class ScriptedJudge:
                 )
 
             def answer(self, status, body):
-                content = json.dumps(body).encode()
+                self.send(status, json.dumps(body).encode())
+
+            def send(self, status, content):
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
@@ -50,7 +55,7 @@ class ScriptedJudge:
 
 
 @contextmanager
-def scripted_judge(reply: Callable[[str], str | int]):
+def scripted_judge(reply: Callable[[str], str | int | bytes]):
     """A scripted judge that serves while the block runs."""
     judge = ScriptedJudge(reply)
     thread = threading.Thread(target=judge.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

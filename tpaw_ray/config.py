@@ -23,6 +23,24 @@ LARGEST = 2**31 - 1
 """Bound of every number that has no lower one: beyond it lie slips of the pen, and what 32 bits cannot hold."""
 CONFIG_BYTES = 2**18
 PROBLEMS_TOLD = 20
+LOADED = (
+    "model",
+    "model_weights",
+    "revision",
+    "load_format",
+    "model_loader_extra_config",
+    "tokenizer",
+    "tokenizer_revision",
+    "hf_config_path",
+    "config_format",
+    "hf_overrides",
+    "model_class_overrides",
+    "trust_remote_code",
+    "code_revision",
+    "speculative_config",
+    "spec_model",
+)
+"""Engine arguments by which vLLM would load other weights, another format or other code than the run's checkpoints."""
 
 
 def _no_boolean(value: Any) -> Any:
@@ -183,13 +201,16 @@ class OpponentsConfig(Section):
     max_set_aside: Fraction = 0.01
     """Share of the prompts that may be left out because they end every engine they are given to; more end the run."""
     engine_args: dict[str, Any] = {}
-    """Further vLLM engine arguments, passed on as they are."""
+    """Further vLLM engine arguments, passed on as they are; none that say what is loaded, in which format or whose code runs."""
 
     @field_validator("engine_args")
     @classmethod
     def _engine_args_are_no_way_around(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if "trust_remote_code" in value:
-            raise ValueError("trust_remote_code has no place here; set model.trust_remote_code, which all stages heed")
+        if refused := [name for name in value if name in LOADED]:
+            raise ValueError(
+                f"{', '.join(refused)} has no place here: engines load the run's checkpoints as all other stages do, from "
+                "safetensors alone; to let a model's own code run, set model.trust_remote_code"
+            )
         # A number that is not one equals nothing, so that a run could never go on with its own config.
         if _holds_nan(value):
             raise ValueError("found .nan or .inf, expected finite numbers")

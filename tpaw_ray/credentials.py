@@ -4,8 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_KEY = re.compile(r"(^|[_.-])(token|secret|passwd|password|credentials?|(api|access|private|secret)_?key)$", re.IGNORECASE)
-_LOGIN = re.compile(r"://[^/@\s]*:[^@\s]*@")
+from tpaw_ray.wording import LOGIN
+
+_KEY = re.compile(
+    r"(^|[_.-]|(?-i:(?<=[a-z])(?=[A-Z])))"  # a word's begin, in hfToken too
+    r"(token|secret|passwd|password|authorization|credentials?|(api|access|private|secret)[_-]?key)$",
+    re.IGNORECASE,
+)
 _SIGNED = re.compile(r"[?&][\w-]*(token|secret|password|signature|key)=", re.IGNORECASE)
 
 
@@ -18,12 +23,14 @@ def find_credentials(value: Any, key: str = "") -> str | None:
     'data.path: the address holds a password or token'
     >>> find_credentials({"max_new_tokens": 3, "root": "s3://bucket/a:b@c"})
     """
+    if value and not isinstance(value, bool) and _KEY.search(key):
+        return f"{key}: looks like a credential"
     if isinstance(value, Mapping):
         inner = [(f"{key}.{name}" if key else str(name), child) for name, child in value.items()]
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         inner = [(f"{key}.{index}", child) for index, child in enumerate(value)]
-    elif isinstance(value, str) and "://" in value and (_LOGIN.search(value) or _SIGNED.search(value)):
+    elif isinstance(value, str) and "://" in value and (LOGIN.search(value) or _SIGNED.search(value)):
         return f"{key}: the address holds a password or token"
     else:
-        return f"{key}: looks like a credential" if _KEY.search(key) and value not in ("", None, True, False) else None
+        return None
     return next((found for name, child in inner if (found := find_credentials(child, name))), None)

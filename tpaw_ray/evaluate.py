@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tpaw_ray.credentials import find_credentials
 from tpaw_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tpaw_ray.evaluation.judge import Judge
     from tpaw_ray.evaluation.subject import Subject
     from tpaw_ray.runs.progress import Reporter
+    from tpaw_ray.runs.store import RunStore
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate checkpoints of a run, or a model: exact match, tasks, head to head.")
 
@@ -55,12 +57,11 @@ def exact(
     verbose: Verbose = False,
 ) -> None:
     """Exact match on held-out rows: greedy, or several samples a prompt for pass@k and majority vote, with intervals."""
-    from tpaw_ray.evaluation.exact import ExactMatch, evaluate_exact, exact_folder, prepare
-    from tpaw_ray.evaluation.subject import open_subject
+    from tpaw_ray.evaluation.exact import ExactMatch, evaluate_exact, exact_folder, prepare, prompts_of
     from tpaw_ray.opponents.messages import Sampling
     from tpaw_ray.runs.progress import Reporter
 
-    opened = open_subject(subject, checkpoint=checkpoint, config=config, overrides=settings or [], to=to)
+    opened = _open(subject, checkpoint, config, settings, to)
     if temperature is None:
         temperature = opened.config.sampling.temperature if samples > 1 else 0.0
     if samples > 1 and temperature == 0.0:
@@ -77,6 +78,7 @@ def exact(
         results = []
         for number in opened.checkpoints:
             if not opened.store.is_committed(exact_folder(opened, number, wanted)):
+                prompts_of(opened, number, wanted)  # without any Ray is not started
                 connect()
             results.append(evaluate_exact(opened, number, wanted, reporter))
     _show_exact(results, reporter)
@@ -100,11 +102,10 @@ def tasks(
     verbose: Verbose = False,
 ) -> None:
     """Tasks of lm-evaluation-harness through vLLM: a named suite, or any of its tasks."""
-    from tpaw_ray.evaluation.subject import open_subject
     from tpaw_ray.runs.progress import Reporter
 
     wanted = _harness_run(suite, task or [], num_fewshot, data, limit, chat, max_length)
-    opened = open_subject(subject, checkpoint=checkpoint, config=config, overrides=settings or [], to=to)
+    opened = _open(subject, checkpoint, config, settings, to)
     with Reporter() as reporter, _ray(verbose) as connect:
         results = [_run_tasks(opened, number, wanted, reporter, connect) for number in opened.checkpoints]
     _show_tasks(results, wanted, reporter)
@@ -138,14 +139,12 @@ def versus(
     """Head to head: both answer the same questions, a judge decides in both orders. Its key is OPENAI_API_KEY's."""
     from tpaw_ray.evaluation.head_to_head import Side, compare_models
     from tpaw_ray.evaluation.questions import heldout_questions, read_questions
-    from tpaw_ray.evaluation.subject import open_subject
     from tpaw_ray.opponents.messages import Sampling
     from tpaw_ray.runs.progress import Reporter
 
     judge = _judge(judge_model, judge_url, judge_prompt, judge_tokens, judge_extra)
     first, second = (
-        open_subject(path, checkpoint="last", config=_config_for(path, config), overrides=settings or [], to=place)
-        for path, place in ((subject, to), (other, None))
+        _open(path, "last", _config_for(path, config), settings, place) for path, place in ((subject, to), (other, None))
     )
     sides = Side(first, next(iter(first.checkpoints))), Side(second, next(iter(second.checkpoints)))
     if questions:
@@ -180,17 +179,16 @@ def answers(
     from tpaw_ray.evaluation.asking import answer_questions, engines
     from tpaw_ray.evaluation.formats import check_format, temperature_of, written
     from tpaw_ray.evaluation.questions import read_questions
-    from tpaw_ray.evaluation.subject import open_subject
     from tpaw_ray.opponents.messages import Sampling
     from tpaw_ray.runs.progress import Reporter
-    from tpaw_ray.runs.store import RunStore
 
     asked = read_questions(questions, limit)
     check_format(form, asked)
-    opened = open_subject(subject, checkpoint=checkpoint, config=config, overrides=settings or [])
+    opened = _open(subject, checkpoint, config, settings, None)
     if len(opened.checkpoints) > 1:
         raise typer.BadParameter("--checkpoint all: a file holds the answers of one checkpoint; expected a number or `last`")
     number = next(iter(opened.checkpoints))
+    store = _writable(output)
     longest = _longest(opened, max_new_tokens)
     samplings = [
         Sampling(
@@ -205,12 +203,22 @@ def answers(
         connect()
         with engines(opened, number, turns) as handles, reporter.stage(f"answer {opened.called(number)}", turns) as advance:
             said = answer_questions(handles, opened, number, asked, samplings, advance)
-    store = RunStore.around(output)
     store.write_bytes(store.root, written(form, asked, said, name or opened.called(number), time.time()))
     reporter.say(f"{len(asked)} answers of {opened.called(number)} are in {store.root}")
 
 
 # What the commands share.
+
+
+def _open(path: str, checkpoint: str, config: Path | None, settings: list[str] | None, to: str | None) -> "Subject":
+    from tpaw_ray.evaluation.subject import open_subject
+    from tpaw_ray.policy.directory import own_code
+    from tpaw_ray.runs.progress import Reporter
+
+    opened = open_subject(path, checkpoint=checkpoint, config=config, overrides=settings or [], to=to)
+    if opened.config.model.trust_remote_code:
+        Reporter().say(own_code(opened.store.path("checkpoints") if opened.is_run else opened.config.model.path))
+    return opened
 
 
 @contextmanager
@@ -235,6 +243,17 @@ def _ray(verbose: bool) -> Iterator[Any]:
             ray.shutdown()
 
 
+def _writable(output: str) -> "RunStore":
+    """The store whose root is the file to write, looked at before answers are made that it should hold."""
+    from tpaw_ray.runs.store import RunStore
+
+    store = RunStore.around(output)
+    if os.path.isdir(store.root):
+        raise ConfigError(f"--output: {output} is a folder; expected the file to write")
+    store.check_writable()
+    return store
+
+
 def _longest(subject: "Subject", given: int | None) -> int:
     config = subject.config
     return given or config.evaluation.max_new_tokens or config.sampling.max_new_tokens
@@ -250,10 +269,13 @@ def _judge(model: str, url: str | None, prompt: str | None, max_tokens: int, ext
 
     try:
         fields = json.loads(extra)
-    except ValueError as error:
+        found = find_credentials({"--judge-url": url, "--judge-extra": fields})
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--judge-extra: not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ConfigError("--judge-extra: expected a JSON object of further fields")
+    if found:  # both are written into the result
+        raise ConfigError(f"{found}; the judge's key is given in the environment, as OPENAI_API_KEY")
     return Judge(model=model, base_url=url, template=read_template(prompt or str(TEMPLATE)), max_tokens=max_tokens, extra=fields)
 
 
@@ -289,11 +311,12 @@ def _harness_run(
 
 def _run_tasks(subject: "Subject", number: int, wanted: "HarnessRun", reporter: "Reporter", connect: Any) -> dict[str, Any]:
     from tpaw_ray.evaluation.exact import check_settled
-    from tpaw_ray.evaluation.harness import harness_folder, harness_result, run_remotely
+    from tpaw_ray.evaluation.harness import check_tasks, harness_folder, harness_result, run_remotely
 
     store, output = subject.store, harness_folder(subject, number, wanted)
     if not store.is_committed(output):
         check_settled(subject, number)
+        check_tasks(wanted)
         connect()
         with reporter.stage(f"{wanted.title} {subject.called(number)}", len(wanted.tasks)) as advance:
             run_remotely(subject, number, output, wanted)

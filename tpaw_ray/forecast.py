@@ -31,7 +31,7 @@ from tpaw_ray.plan import (
     run_bytes,
     scorer_bytes,
 )
-from tpaw_ray.policy.directory import check_directory, check_weights
+from tpaw_ray.policy.directory import check_directory, check_weights, own_code
 from tpaw_ray.policy.start import locate
 from tpaw_ray.runs.continuation import check_same_run
 from tpaw_ray.runs.progress import say
@@ -284,9 +284,7 @@ def _warnings(config: Config, start: Start, survey: PromptSurvey, nodes: Sequenc
         + (learner_bytes(start.size, learner) * learner.workers if not learner.gpus else 0)
     )
     said = {
-        "model.trust_remote_code is true: the Python code in the model's folder runs wherever it is loaded": (
-            config.model.trust_remote_code
-        ),
+        own_code(start.model): config.model.trust_remote_code,
         f"no prompts are held out for {config.evaluation.split}: checkpoints are not evaluated": not heldout,
         "no held-out prompt has a final answer that evaluation.answer_pattern finds: accuracy stays empty": heldout
         and not survey.judged,

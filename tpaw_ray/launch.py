@@ -17,6 +17,7 @@ from tpaw_ray.nodes import NodeWatch, wait_for_nodes
 from tpaw_ray.opponents.messages import EngineSettings
 from tpaw_ray.opponents.roster import Roster
 from tpaw_ray.placement import demands, engines_of
+from tpaw_ray.policy.directory import own_code
 from tpaw_ray.runs.claim import Claim
 from tpaw_ray.runs.continuation import check_same_run
 from tpaw_ray.runs.environment import environment
@@ -48,7 +49,7 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
     claim.wait_until_free()
     model = check_folders(config, store)
     if config.model.trust_remote_code:
-        reporter.say(f"model.trust_remote_code is true: the Python code in {model} runs wherever the model is loaded")
+        reporter.say(own_code(model))
     try:
         with ThreadPoolExecutor(1) as beside:  # its imports take as long as Ray's start
             checked = beside.submit(check_start, config, store, model)

@@ -86,7 +86,7 @@ def submit(job: Job, address: str | None, say: Callable[[str], object], show: Ca
     if info.driver_exit_code is None and info.status != "STOPPED":
         raise ResourceError(f"{job.job_id}: {str(info.status).lower()}: {info.message}")
     say(f"{job.job_id}: {str(info.status).lower()}" + ("; the same command continues it" if info.driver_exit_code else ""))
-    return INTERRUPTED if info.status == "STOPPED" else int(info.driver_exit_code)
+    return INTERRUPTED if info.status == "STOPPED" else int(info.driver_exit_code or 0)
 
 
 async def _follow(client: Any, job_id: str, show: Callable[[str], object]) -> None:

@@ -1,6 +1,10 @@
 """Foreign text in what a person reads: text from data, files, models and libraries is shown, never obeyed by the terminal."""
 
+import re
 from collections.abc import Iterable
+
+LOGIN = re.compile(r"://[^/@\s:]*(:[^@\s]*)?@")
+"""User, password or token in an address: `://user:password@`. A password may hold a slash; `s3://bucket/a:b@c` has none."""
 
 
 def visible(text: str) -> str:
@@ -43,6 +47,10 @@ def listed(names: Iterable[object], none: str = "(none)") -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message on one line, cut to 300 characters; its type where it says nothing."""
-    text = visible(" ".join(str(error).split())) or type(error).__name__
+    """An error's message on one line, without logins in addresses, cut to 300 characters; its type where it says nothing.
+
+    >>> one_line(OSError("http://me:secret@host does not\\nanswer"))
+    'http://…@host does not answer'
+    """
+    text = visible(LOGIN.sub("://…@", " ".join(str(error).split()))) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]}…"

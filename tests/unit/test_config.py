@@ -6,8 +6,19 @@ import sys
 import pytest
 import yaml
 
-from tpaw_ray.config import PRESETS, at_iteration, config_fields, dump_config, load_config, load_fine_tuning, resolve_config
-from tpaw_ray.errors import ConfigError
+from tpaw_ray.config import (
+    LOADED,
+    PRESETS,
+    at_iteration,
+    config_fields,
+    dump_config,
+    load_config,
+    load_fine_tuning,
+    resolve_config,
+)
+from tpaw_ray.errors import ConfigError, RunError
+from tpaw_ray.runs.continuation import check_same_run
+from tpaw_ray.runs.store import RunStore
 
 MINIMAL = "run: {name: demo}\nmodel: {path: m}\ndata: {path: d.jsonl}\n"
 REQUIRED = {"run": {"name": "demo"}, "model": {"path": "m"}, "data": {"path": "d.jsonl"}}
@@ -342,3 +353,20 @@ def test_the_best_are_chosen_on_validation_only(refused):
     assert "team.select: best is chosen on validation" in message
     assert "found test" in message
     assert "found 0" in refused("team: {select: best}\n", "data.validation_fraction=0.0")
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_engine_arguments_that_say_what_is_loaded_are_refused(refused, name):
+    message = refused("", f"opponents.engine_args={{block_size: 16, {name}: x}}")
+    assert f"opponents.engine_args: {name} has no place here: engines load the run's checkpoints" in message
+    assert "block_size" not in message
+
+
+def test_opponents_may_change_on_a_run_but_for_what_vllm_is_told_beside(load, tmp_path):
+    store = RunStore.open(str(tmp_path), "demo")
+    store.write_bytes(store.path("config.yaml"), dump_config(load("opponents: {engine_args: {block_size: 16}}\n")).encode())
+    store.commit(store.path("prompts"))
+    check_same_run(load("opponents: {engine_args: {block_size: 16}, batch: 7, node_labels: {a: b}}\n"), store)
+    for text in ("", "opponents: {engine_args: {block_size: 16, quantization: fp8}}\n"):
+        with pytest.raises(RunError, match=r"another config.*\n  opponents\.engine_args\.[a-z_]+: started with"):
+            check_same_run(load(text), store)

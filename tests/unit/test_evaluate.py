@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from tpaw_ray.evaluation.exact import ExactMatch, evaluate_exact, exact_folder
 from tpaw_ray.evaluation.questions import Question, heldout_questions
 from tpaw_ray.evaluation.subject import open_subject
 from tpaw_ray.opponents.messages import Response, Sampling
+from tpaw_ray.policy.directory import own_code
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Prompt
@@ -302,6 +304,64 @@ def test_what_cannot_be_done_is_told_in_one_message(run, monkeypatch, capsys, ar
     assert found == code
     assert told in said.err
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["exact", "RUN", "--split", "test"], 3, "no rows are held out for test"),
+        (["tasks", "RUN", "--suite", "gsm8k-local"], 3, "task gsm8k_local: no data set was named"),
+        (["tasks", "RUN", "--task", "nosuch"], 2, "task nosuch: lm-evaluation-harness has no such task"),
+        (["answers", "RUN", "--output", "FOLDER"], 2, "is a folder; expected the file to write"),
+        (["answers", "RUN", "--output", "FOLDER/d.jsonl/o"], 5, "d.jsonl/o.writable: cannot be written"),
+        (["answers", "RUN", "--output", "/proc/x/o"], 5, "/proc/x/o.writable: cannot be written"),
+        (["answers", "RUN", "--output", "ftp://x/y"], 5, "found an address of 'ftp'"),
+    ],
+)
+def test_what_can_be_known_before_ray_starts_is_told_before_it(run, monkeypatch, capsys, tmp_path, arguments, code, told):
+    monkeypatch.setattr("tpaw_ray.launch.connect", lambda **_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **_: SimpleNamespace(task_index=["gsm8k_local"]))
+    more = ["--questions", tmp_path / "d.jsonl"] if arguments[0] == "answers" else []
+    given = [argument.replace("RUN", run.root).replace("FOLDER", str(tmp_path)) for argument in arguments]
+    found, said = command(monkeypatch, capsys, *given, "--checkpoint", "1", *more)
+    assert (found, "Traceback" in said.err) == (code, False)
+    assert told in said.err
+
+
+def test_the_file_for_answers_is_tried_and_left_alone_until_they_are_there(run, monkeypatch, capsys, tmp_path):
+    def without_ray(**_):
+        raise RunError("Ray would start")
+
+    (tmp_path / "o.json").write_text("earlier")
+    monkeypatch.setattr("tpaw_ray.launch.connect", without_ray)
+    arguments = ["answers", run.root, "--checkpoint", "1", "--questions", tmp_path / "d.jsonl", "--output", tmp_path / "o.json"]
+    assert command(monkeypatch, capsys, *arguments)[0] == 5
+    assert (tmp_path / "o.json").read_text() == "earlier"
+    assert not list(tmp_path.glob("*.writable"))
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_that_a_models_own_code_runs_is_said_at_the_opening(run, monkeypatch, capsys, trusted):
+    config = open_subject(run.root).config
+    model = config.model.model_copy(update={"trust_remote_code": trusted})
+    run.write_bytes(run.path("config.yaml"), dump_config(config.model_copy(update={"model": model})).encode())
+    _, said = command(monkeypatch, capsys, "exact", run.root, "--split", "test")
+    assert (own_code(f"{run.root}/checkpoints") in said.out) == trusted
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["--judge-url", "http://me:swordfish@host"], "--judge-url: the address holds a password or token"),
+        (["--judge-url", "http://host/v1?api_key=swordfish"], "--judge-url: the address holds a password or token"),
+        (["--judge-extra", '{"api_key": "swordfish"}'], "--judge-extra.api_key: looks like a credential"),
+        (["--judge-extra", "[" * 100_000], "--judge-extra: not valid JSON"),
+    ],
+)
+def test_a_judges_credentials_are_refused_without_repeating_them(run, monkeypatch, capsys, option, told):
+    code, said = command(monkeypatch, capsys, "versus", run.root, run.root, "--judge-model", "m", *option)
+    assert code == 2 and told in said.err
+    assert "swordfish" not in said.out + said.err
 
 
 def test_the_config_of_a_models_evaluation_is_kept_beside_its_results(run, tmp_path):

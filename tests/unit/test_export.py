@@ -12,13 +12,15 @@ from typing import ClassVar
 
 import pytest
 
-from tests.tiny import write_tiny_model
+from tests.tiny import tiny_tokenizer, write_tiny_model
 from tests.unit.test_trackers import evaluate, finish
-from tpaw_ray.config import PRESETS, dump_config, resolve_config
+from tpaw_ray.config import PRESETS, ModelConfig, dump_config, resolve_config
 from tpaw_ray.errors import ConfigError, RunError
 from tpaw_ray.handing_on.card import method_of
 from tpaw_ray.handing_on.choice import choose
 from tpaw_ray.handing_on.folder import hand_on
+from tpaw_ray.policy.directory import COMPANIONS, copy_files
+from tpaw_ray.policy.start import import_start
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import Row
 
@@ -303,3 +305,34 @@ def test_nothing_is_sent_unless_told_to(run, hub, tmp_path, monkeypatch):
     ended = export(run.root, "--to", str(tmp_path / "me" / "sums"))
     assert ended.returncode == 0, ended.stderr
     assert server.requests == []
+
+
+def test_of_a_start_models_folder_only_what_belongs_to_a_model_travels(tmp_path):
+    write_tiny_model(tmp_path / "m")
+    belongs = ["vocab.json", "merges.txt", "qwen.tiktoken", "tokenizer.model.v3", "spiece.model", "added_tokens.json"]
+    belongs += ["special_tokens_map.json", "rwkv_vocab_v20230424.txt", "chat_template.json", "preprocessor_config.json"]
+    belongs += ["tokenization_own.py", "extra.jinja", "LICENSE.txt", "generation_config.json", "tekken.json"]
+    strays = [
+        "hf_token.txt",
+        "token",
+        "credentials.json",
+        "token.json",
+        "committed.json",
+        "notes.txt",
+        "pytorch_model.bin",
+        ".env",
+    ]
+    for name in (*belongs, *strays):
+        if not (tmp_path / "m" / name).exists():
+            (tmp_path / "m" / name).write_text("{}")
+    store = RunStore.open(str(tmp_path), "t")
+    import_start(ModelConfig(path=str(tmp_path / "m")), store, tiny_tokenizer())
+    start, other = Path(store.checkpoint(0)), tmp_path / "other"
+    other.mkdir()
+    copy_files(tmp_path / "m", other, COMPANIONS)
+    for place in (start, other):
+        there = {path.name for path in place.iterdir()} - {"committed.json"}
+        assert there >= {*belongs, "tokenizer.json", "tokenizer_config.json"}
+        assert there & set(strays) == set()
+    assert {"config.json", "model.safetensors"} <= {path.name for path in start.iterdir()}
+    assert store.counts(str(start)) == {}  # the run's own marker

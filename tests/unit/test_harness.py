@@ -153,8 +153,10 @@ def test_local_data_that_is_missing_is_told(tmp_path):
         load_tasks([task], HarnessRun(title="t", tasks=(task,), chat=True))
     with pytest.raises(DataError, match=r"holds no test\.jsonl"):
         local_files(str(tmp_path))
-    with pytest.raises(DataError, match="no such file or folder"):
-        local_files(str(tmp_path / "none"))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for none in (str(tmp_path / "none"), "a" * 5000, "~nobody-here/x", str(tmp_path / "loop")):
+        with pytest.raises(DataError, match="no such file or folder"):
+            local_files(none)
     (tmp_path / "test.jsonl").write_text(json.dumps({"question": "1+1?", "answer": "#### 2"}))
     shots = replace(task, num_fewshot=2)
     with pytest.raises(DataError, match=r"holds no train\.jsonl, which --num-fewshot 2 takes its examples from"):

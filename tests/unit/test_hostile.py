@@ -5,14 +5,16 @@ import json
 
 import pytest
 import yaml
+from pyarrow import fs
 from rich.console import Console
 
 from tests.unit.test_bad_input import House
 from tpaw_ray import cli
 from tpaw_ray.config import dump_config, load_config, resolve_config
 from tpaw_ray.credentials import find_credentials
-from tpaw_ray.errors import ConfigError
+from tpaw_ray.errors import ConfigError, RunError
 from tpaw_ray.evaluation.exact_match import judge
+from tpaw_ray.runs.copies import copy_all
 from tpaw_ray.runs.environment import environment
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.schema import Generation, Prompt
@@ -53,6 +55,13 @@ def test_values_names_and_errors_are_told_on_one_line_and_cut():
     assert listed(["a" * 100]) == "a" * 60 + "…"
     assert one_line(ValueError("a\n\x1b b")) == r"a \x1b b"
     assert one_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize("login", ["me:sword/fish", "swordfish", ":swordfish", "swordfish:"])
+def test_a_login_in_an_address_is_left_out_of_what_is_told(login):
+    error = OSError(f"GET http://{login}@host:9/a@b failed\nwith {'x' * 300} s3://bucket/a:b@c")
+    assert one_line(error).startswith("GET http://…@host:9/a@b failed with xxx") and "fish" not in one_line(error)
+    assert one_line(OSError("s3://bucket/a:b@c")) == "s3://bucket/a:b@c"
 
 
 def test_a_value_without_end_is_told_by_its_type():
@@ -178,7 +187,13 @@ def test_a_credential_in_a_config_is_refused_without_repeating_it(tmp_path, key)
 
 @pytest.mark.parametrize("key", ["model.path", "data.path", "data.heldout_path", "run.root", "opponents.engine_args.x"])
 @pytest.mark.parametrize(
-    "address", ["https://me:sword/fish@host/x", "s3://AKIA:swordfish@bucket", "https://host/x?a=1&X-Amz-Signature=swordfish"]
+    "address",
+    [
+        "https://me:sword/fish@host/x",
+        "https://swordfish@host/x",
+        "s3://AKIA:swordfish@bucket",
+        "https://host/x?a=1&X-Amz-Signature=swordfish",
+    ],
 )
 def test_an_address_with_a_password_is_refused_without_repeating_it(tmp_path, key, address):
     path = tmp_path / "c.yaml"
@@ -207,6 +222,21 @@ def test_what_only_sounds_like_a_credential_is_taken(tree):
     assert find_credentials(tree) is None
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hf_token", ["swordfish"]),
+        ("hf_token", {"v": "swordfish"}),
+        ("hfToken", "swordfish"),
+        ("x-api-key", "swordfish"),
+        ("authorization", "Bearer swordfish"),
+        ("Proxy-Authorization", "swordfish"),
+    ],
+)
+def test_a_credential_is_found_however_its_key_is_written_and_whatever_holds_it(key, value):
+    assert find_credentials({"a": {key: value}}) == f"a.{key}: looks like a credential"
+
+
 # Names.
 
 
@@ -214,3 +244,21 @@ def test_what_only_sounds_like_a_credential_is_taken(tree):
 def test_a_name_that_could_lead_elsewhere_is_refused(name):
     with pytest.raises(ConfigError, match=r"run\.name: "):
         resolve_config(REQUIRED | {"run": {"name": name}})
+
+
+@pytest.mark.parametrize("name", ["../../../escaped.txt", "a/../../b", "..", "/tmp/x"])
+def test_an_object_of_a_store_whose_name_leads_out_of_the_folder_is_not_copied(tmp_path, name):
+    class Store:
+        """A fake file system, which lists what an object store may hold."""
+
+        def get_file_info(self, _):
+            return [fs.FileInfo(f"bucket/ck/{path}", fs.FileType.File) for path in ("config.json", name)]
+
+        def open_input_stream(self, _):
+            return io.BytesIO(b"x")
+
+    folder = tmp_path / "one/two/copy"
+    folder.mkdir(parents=True)
+    with pytest.raises(RunError, match=f"bucket/ck: holds '{name}', which would lead out of the folder"):
+        copy_all(Store(), "bucket/ck", fs.LocalFileSystem(), str(folder))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -8,6 +8,9 @@ import pytest
 from tpaw_ray import launch
 from tpaw_ray.config import resolve_config
 from tpaw_ray.errors import CheckpointError, ResourceError, RunError
+from tpaw_ray.experiment import testing
+from tpaw_ray.experiment.testing import Asked, answer_test
+from tpaw_ray.policy.directory import own_code
 from tpaw_ray.runs.progress import Reporter
 
 
@@ -65,6 +68,17 @@ def test_that_a_models_own_code_runs_is_said_at_the_start(begin, tmp_path, capsy
     (tmp_path / "t/config.yaml").unlink()
     assert begin(lambda: None, lambda: None, trust_remote_code=True) == ["play", "shutdown"]
     assert f"model.trust_remote_code is true: the Python code in {tmp_path} runs" in capsys.readouterr().out
+
+
+def test_that_a_models_own_code_runs_is_said_before_the_test_split_is_asked(monkeypatch, capsys):
+    data = {"run": {"name": "t"}, "data": {"path": "d"}}
+    configs = [
+        resolve_config({**data, "model": {"path": path, "trust_remote_code": path != "m"}}) for path in ("m", "a", "b", "a")
+    ]
+    monkeypatch.setattr(testing, "_guest", lambda *_: failing(RunError("enough"))())
+    with pytest.raises(RunError, match="enough"):
+        answer_test([Asked(config=config, store=None, checkpoint=0) for config in configs], Reporter())
+    assert capsys.readouterr().out.splitlines() == [own_code("a"), own_code("b")]
 
 
 def test_a_run_folder_that_cannot_be_written_to_is_told(begin, tmp_path):

@@ -47,6 +47,10 @@ def test_other_rows_and_a_limit(tmp_path):
         ({"prompt": " "}, "row 0: prompt: found ' ', expected a text"),
         ({"prompt": "\ud800"}, "row 0: prompt: found a lone surrogate"),
         ({"question_id": [1], "prompt": "a"}, "row 0: question_id: found [1], expected a number or a text"),
+        ({"question_id": "\ud800", "prompt": "a"}, "row 0: question_id: found a lone surrogate"),
+        ({"question_id": "9" * 5000, "prompt": "a"}, "expected a number or a text of at most 1000 characters"),
+        ({"messages": [{"role": ["x"], "content": "a"}]}, "messages[0]: found {'role': ['x'], 'content': 'a'}"),
+        ({"messages": [{"role": {}, "content": "a"}]}, "messages[0]: found {'role': {}, 'content': 'a'}"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "the last is the assistant's, expected the user's"),
         ({"messages": [{"role": "x", "content": "a"}]}, "messages[0]: found {'role': 'x', 'content': 'a'}"),
         ("{", "row 0: not valid JSON"),
@@ -63,6 +67,7 @@ def test_a_malformed_row_is_told_by_file_row_and_field(tmp_path, row, told):
 def test_a_missing_an_empty_and_a_damaged_file_are_told(tmp_path):
     for path, told in (
         (str(tmp_path / "none.jsonl"), "cannot be read: No such file"),
+        ("~nobody-here/q.jsonl", "cannot be read: No such file"),
         (file_of(tmp_path, name="empty.jsonl"), "holds no rows"),
         (file_of(tmp_path, "[1,", name="cut.json"), "not valid JSON"),
     ):

@@ -318,6 +318,17 @@ def test_a_tracker_that_fails_later_is_warned_of_once_and_left_alone(tmp_path, m
     assert len(said) == 1 and "mlflow failed: the server hung up" in said[0]
 
 
+def test_a_warning_of_a_tracker_does_not_repeat_the_password_of_its_address(tmp_path, monkeypatch):
+    def opener(subject):
+        raise OSError("API request to http://me:swordfish@127.0.0.1:9/api failed")
+
+    said = []
+    monkeypatch.setitem(follow.OPENERS, "mlflow", opener)
+    with Trackers(config_of(tmp_path, "mlflow"), RunStore.open(str(tmp_path), "t"), said.append):
+        pass
+    assert len(said) == 1 and "API request to http://…@127.0.0.1:9/api failed" in said[0]
+
+
 def test_wandb_without_a_key_is_a_warning_and_asks_nobody(tmp_path, monkeypatch):
     """In a process of its own: W&B reads its mode once."""
     program = (

@@ -7,7 +7,7 @@ import pytest
 
 from tests.scripted_judge import scripted_judge
 from tpaw_ray.errors import ConfigError, GenerationError, RunError
-from tpaw_ray.evaluation.judge import TEMPLATE, Contest, Judge, client_of, prompt_of, read_template, verdict_in
+from tpaw_ray.evaluation.judge import TEMPLATE, Contest, Judge, ask_judge, client_of, prompt_of, read_template, verdict_in
 from tpaw_ray.evaluation.preference import preference
 from tpaw_ray.evaluation.versus import Match, Verdicts, judge_all, judged_of
 from tpaw_ray.runs.store import RunStore
@@ -125,6 +125,38 @@ def test_a_server_that_is_not_there_is_told(store):
         judge_all([match()], gone, Verdicts(store, store.path("versus")), lambda _: None)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b'{"choices": %s}' % choices for choices in (b"[{}]", b'["x"]', b"5", b'"x"', b"[]", b"null", b'{"a": 1}')),
+        *(b'{"choices": [{"message": %s}]}' % message for message in (b"null", b'"x"', b'{"content": ["a"]}', b'{"content": 5}')),
+        *(b"[1]", b"5", b"null", b'"text"', b"not JSON", b"", b"\xff", b"[" * 100_000),
+    ],
+    ids=lambda body: body[:40].decode(errors="replace"),
+)
+def test_a_reply_that_is_no_chat_completion_is_told(body):
+    with scripted_judge(lambda _: body) as judge:
+        asked = Judge(model="tiny", base_url=judge.url, retries=0)
+        with pytest.raises(
+            GenerationError, match=r"the judge tiny at http://\S+(: found .*, expected a chat|/v1 does not answer: .)"
+        ):
+            ask_judge(client_of(asked), asked, match().contest("first"))
+
+
+def test_a_reply_of_a_judge_that_says_nothing_is_empty():
+    with scripted_judge(lambda _: b'{"choices": [{"message": {"content": null}}]}') as judge:
+        asked = Judge(model="tiny", base_url=judge.url, retries=0)
+        assert ask_judge(client_of(asked), asked, match().contest("first")) == ""
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "sk\n-a", "\u202esk"])
+def test_a_key_that_no_header_can_carry_is_told_before_anything_is_asked(monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY: holds characters that no key has") as error:
+        client_of(Judge(model="m"))
+    assert key not in str(error.value)
+
+
 def test_replies_without_a_verdict_are_kept_counted_and_named(store):
     def reply(prompt):
         return "Both are fine, I think." if answers_in(prompt)["A"] == GOOD else prefers_good(prompt)
@@ -222,3 +254,8 @@ def test_a_prompt_file_that_cannot_be_used_is_told(tmp_path, text, told):
         read_template(str(path))
     assert told in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_a_prompt_file_in_the_home_of_nobody_is_told():
+    with pytest.raises(ConfigError, match="~nobody-here/p: cannot read the judge's prompt"):
+        read_template("~nobody-here/p")

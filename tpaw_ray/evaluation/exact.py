@@ -80,8 +80,7 @@ def evaluate_exact(subject: Subject, number: int, wanted: ExactMatch, reporter: 
     if store.is_committed(output):
         found: dict[str, Any] = store.read_json(f"{output}/result.json")
         return found
-    check_settled(subject, number)
-    prompts = _prompts(subject, wanted)
+    prompts = prompts_of(subject, number, wanted)
     began = time.perf_counter()
     total = len(prompts) * wanted.samples
     with engines(subject, number, total) as handles, reporter.stage(f"answer {subject.called(number)}", total) as advance:
@@ -116,7 +115,13 @@ def check_settled(subject: Subject, number: int) -> None:
         raise RunError(f"{store.root}: the run has not evaluated checkpoint {number} yet; let `tpaw run` go on first")
 
 
-def _prompts(subject: Subject, wanted: ExactMatch) -> list[Prompt]:
+def prompts_of(subject: Subject, number: int, wanted: ExactMatch) -> list[Prompt]:
+    """The held-out rows that a checkpoint is asked.
+
+    Raises:
+        DataError, RunError: as `evaluate_exact` does.
+    """
+    check_settled(subject, number)
     store, config = subject.store, subject.config
     found = [row for path in store.files(store.prompts(wanted.split)) for row in store.read_rows(path, Prompt)][: wanted.limit]
     if not found:

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +101,15 @@ def local_files(data: str | None) -> dict[str, str]:
     """
     if data is None:
         return {}
-    path = Path(os.path.expanduser(data)).resolve()
-    if path.is_dir():
-        found = {split: str(path / f"{split}.jsonl") for split in ("test", "train") if (path / f"{split}.jsonl").is_file()}
+    path = os.path.realpath(os.path.expanduser(data))
+    if os.path.isdir(path):
+        found = {split: name for split in ("test", "train") if os.path.isfile(name := f"{path}/{split}.jsonl")}
         if "test" not in found:
             raise DataError(f"{data}: holds no test.jsonl; expected GSM8K's files, or one of them")
         return found
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{data}: no such file or folder; expected GSM8K's JSONL")
-    return {"test": str(path)}
+    return {"test": path}
 
 
 def run_remotely(subject: Subject, number: int, output: str, wanted: HarnessRun) -> None:
@@ -175,21 +176,34 @@ def load_tasks(tasks: Sequence[HarnessTask], wanted: HarnessRun) -> dict[str, li
     Raises:
         DataError, ConfigError: as `run_harness` does.
     """
+    manager = _manager(tasks, wanted)
+    return {task.name: _load(manager, task, wanted) for task in tasks}
+
+
+@cache
+def check_tasks(wanted: HarnessRun) -> None:
+    """What can be told of tasks before Ray starts: that there is none of that name, that data or a package is missing.
+
+    Raises:
+        DataError, ConfigError: as `run_harness` does.
+    """
+    manager = _manager(wanted.tasks, wanted)
+    for task in wanted.tasks:
+        _check(manager, task, wanted)
+
+
+def _manager(tasks: Sequence[HarnessTask], wanted: HarnessRun) -> Any:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ConfigError(f"tasks need lm-evaluation-harness ({one_line(error)}): pip install 'tpaw-ray[evaluation]'") from error
     own = all(task.name == LOCAL_GSM8K for task in tasks)
     # The metadata are what the harness hands to a task's own loader of data.
-    manager = TaskManager(include_path=str(OWN_TASKS), include_defaults=not own, metadata=local_files(wanted.data))
-    return {task.name: _load(manager, task, wanted) for task in tasks}
+    return TaskManager(include_path=str(OWN_TASKS), include_defaults=not own, metadata=local_files(wanted.data))
 
 
 def _load(manager: Any, task: HarnessTask, wanted: HarnessRun) -> list[Any]:
-    if task.name not in manager.task_index:
-        raise ConfigError(f"task {task.name}: lm-evaluation-harness has no such task or group; `lm-eval ls tasks` lists them")
-    if task.name == LOCAL_GSM8K:
-        _check_local(task, wanted)
+    _check(manager, task, wanted)
     try:
         loaded = manager.load([task.name])
     except DataError:
@@ -207,7 +221,11 @@ def _load(manager: Any, task: HarnessTask, wanted: HarnessRun) -> list[Any]:
     return [groups[task.name]] if task.name in groups else list(loaded["tasks"].values())
 
 
-def _check_local(task: HarnessTask, wanted: HarnessRun) -> None:
+def _check(manager: Any, task: HarnessTask, wanted: HarnessRun) -> None:
+    if task.name not in manager.task_index:
+        raise ConfigError(f"task {task.name}: lm-evaluation-harness has no such task or group; `lm-eval ls tasks` lists them")
+    if task.name != LOCAL_GSM8K:
+        return
     files = local_files(wanted.data)
     if not files:
         raise DataError("task gsm8k_local: no data set was named; expected --data with GSM8K's test.jsonl or its folder")

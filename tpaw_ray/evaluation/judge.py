@@ -57,7 +57,7 @@ def read_template(path: str) -> str:
         ConfigError: when it cannot be read, is not a Jinja template, or leaves out the question or an answer.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot read the judge's prompt: {error}") from error
     parts = {"question": "6f1c", "answer_a": "8d02", "answer_b": "b7e5"}
@@ -108,7 +108,7 @@ def client_of(judge: Judge) -> "OpenAI":
     """The client, with the key of the environment. A server of one's own may need none.
 
     Raises:
-        ConfigError: when the `openai` package is missing, or OpenAI's own server is meant and there is no key.
+        ConfigError: when the `openai` package is missing, when the key cannot be one, and when there is none for OpenAI's own.
     """
     try:
         from openai import OpenAI
@@ -117,6 +117,8 @@ def client_of(judge: Judge) -> "OpenAI":
     key = os.environ.get(KEY)
     if not key and judge.base_url is None:
         raise ConfigError(f"{KEY} is not set in the environment; set it, or name a server of your own with --judge-url")
+    if key and not (key.isascii() and key.isprintable()):  # which no header can carry
+        raise ConfigError(f"{KEY}: holds characters that no key has; expected printable ASCII")
     return OpenAI(base_url=judge.base_url, api_key=key or "none", max_retries=judge.retries, timeout=judge.timeout_s)
 
 
@@ -124,7 +126,8 @@ def ask_judge(client: "OpenAI", judge: Judge, contest: Contest) -> str:
     """The judge's reply, drawn greedily.
 
     Raises:
-        GenerationError: with the client's reason, when its retries are used up or the server refuses.
+        GenerationError: with the client's reason, when its retries are used up or the server refuses; and when what the server
+            sends is no chat completion.
     """
     from openai import OpenAIError
 
@@ -137,8 +140,9 @@ def ask_judge(client: "OpenAI", judge: Judge, contest: Contest) -> str:
             max_tokens=judge.max_tokens,
             extra_body=dict(judge.extra) or None,
         )
-    except OpenAIError as error:
+    except (OpenAIError, ValueError, RecursionError) as error:  # the latter two of a body that is not JSON
         raise GenerationError(f"the judge {judge.model} at {place} does not answer: {one_line(error)}") from error
-    if not getattr(said, "choices", None):
-        raise GenerationError(f"the judge {judge.model} at {place}: found {shorten(said)}, expected a chat completion")
-    return said.choices[0].message.content or ""
+    match said:  # of any type: the client does not check what it is sent
+        case object(choices=[object(message=object(content=(str() | None) as content)), *_]):
+            return content or ""
+    raise GenerationError(f"the judge {judge.model} at {place}: found {shorten(said)}, expected a chat completion")

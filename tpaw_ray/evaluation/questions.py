@@ -5,6 +5,7 @@ A file is JSONL, or a JSON list. Rows are those of AlpacaEval (`instruction`, pe
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from tpaw_ray.data.sources import read_conversations
 from tpaw_ray.errors import DataError
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.wording import listed, one_line, shorten
+
+LONGEST_ID = 1000
+"""Characters of a question's id; MT-Bench's format reads digits as a number, of which Python takes no more than 4300."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ def read_questions(path: str, limit: int | None = None) -> list[Question]:
         DataError: naming file, row and field, with what was found and what is expected.
     """
     questions = []
-    for row, value in enumerate(_rows(Path(path).expanduser())):
+    for row, value in enumerate(_rows(Path(os.path.expanduser(path)))):
         if limit is not None and row == limit:
             break
         place = f"{path}, row {row}"
@@ -97,8 +101,11 @@ def _rows(path: Path) -> Iterator[Any]:
 
 def _question(fields: Mapping[str, Any], row: int, place: str) -> Question:
     name = fields.get("question_id", row)
-    if type(name) not in (str, int):
-        raise DataError(f"{place}: question_id: found {shorten(name)}, expected a number or a text")
+    if type(name) not in (str, int) or len(str(name)) > LONGEST_ID:
+        raise DataError(
+            f"{place}: question_id: found {shorten(name)}, expected a number or a text of at most {LONGEST_ID} characters"
+        )
+    _no_surrogate(str(name), place, "question_id")
     category, dataset = (fields.get(key) or "" for key in ("category", "dataset"))
     context, turns = _turns(fields, place)
     return Question(question_id=str(name), context=context, turns=turns, category=str(category), dataset=str(dataset))
@@ -127,14 +134,19 @@ def _turns(fields: Mapping[str, Any], place: str) -> tuple[tuple[Message, ...], 
 
 
 def _message(value: Any, place: str, field: str) -> Message:
-    if not isinstance(value, Mapping) or value.get("role") not in ROLES:
+    role = value.get("role") if isinstance(value, Mapping) else None
+    if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"{place}: {field}: found {shorten(value)}, expected {{role, content}} with one of {', '.join(ROLES)}")
-    return Message(role=ROLES[value["role"]], content=_text(value.get("content"), place, f"{field}.content"))
+    return Message(role=ROLES[role], content=_text(value.get("content"), place, f"{field}.content"))
 
 
 def _text(value: Any, place: str, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{place}: {field}: found {shorten(value)}, expected a text")
+    _no_surrogate(value, place, field)
+    return value
+
+
+def _no_surrogate(value: str, place: str, field: str) -> None:
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
         raise DataError(f"{place}: {field}: found a lone surrogate in {shorten(value)}, expected text that UTF-8 can hold")
-    return value

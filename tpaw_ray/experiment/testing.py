@@ -19,6 +19,7 @@ from tpaw_ray.opponents.rollouts import Questions, generate
 from tpaw_ray.opponents.roster import Roster
 from tpaw_ray.placement import engines_of, unmet
 from tpaw_ray.plan import shards_asked
+from tpaw_ray.policy.directory import own_code
 from tpaw_ray.policy.start import locate
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
@@ -63,6 +64,8 @@ def answer_test(asked: Sequence[Asked], reporter: Reporter) -> None:
     """
     guests: list[_Guest] = []
     rosters: dict[str, Roster] = {}
+    for path in dict.fromkeys(one.config.model.path for one in asked if one.config.model.trust_remote_code):
+        reporter.say(own_code(path))
     try:
         for one in asked:
             guests.append(_guest(one, rosters))

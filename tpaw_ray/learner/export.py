@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,19 +11,8 @@ from safetensors import SafetensorError
 from torch import distributed
 from transformers import PreTrainedModel
 
+from tpaw_ray.policy.directory import COMPANIONS, copy_files
 from tpaw_ray.runs.store import RunStore
-
-COMPANIONS = (
-    "*token*",
-    "*.jinja",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "*.py",
-)
-"""What stands beside the weights: tokenizer, chat template, generation defaults, the model's own code."""
 
 
 def export_checkpoint(model: PreTrainedModel, store: RunStore, *, start: Path, destination: str) -> None:
@@ -40,7 +28,7 @@ def export_checkpoint(model: PreTrainedModel, store: RunStore, *, start: Path, d
     if distributed.get_rank() == 0:
         with store.making(destination) as folder:
             _save(model, state, folder)
-            copy_companions(start, folder)
+            copy_files(start, folder, COMPANIONS)
     distributed.barrier()
 
 
@@ -50,14 +38,6 @@ def _save(model: PreTrainedModel, state: dict[str, torch.Tensor], folder: Path) 
     except SafetensorError as error:  # its text is all that is left of the system's error
         full = os.strerror(errno.ENOSPC) in str(error)
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
-
-
-def copy_companions(start: Path, destination: Path) -> None:
-    """Copy everything beside the weights that is not there yet."""
-    for pattern in COMPANIONS:
-        for path in start.glob(pattern):
-            if path.is_file() and not (destination / path.name).exists():
-                shutil.copy2(path, destination / path.name)
 
 
 def _full_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -94,7 +94,7 @@ class Engine:
 
 
 def engine_arguments(settings: EngineSettings, checkpoint: str) -> dict[str, Any]:
-    """vLLM's arguments for an opponent; `engine_args` of the config override every one."""
+    """vLLM's arguments for an opponent; `engine_args` of the config, which say nothing of what is loaded, override the others."""
     arguments: dict[str, Any] = {
         "model": checkpoint,
         "skip_tokenizer_init": True,  # ids in, ids out

@@ -4,6 +4,8 @@ Weights travel as safetensors, which hold numbers only; nothing here or later un
 """
 
 import json
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,15 @@ from tpaw_ray.errors import CheckpointError
 from tpaw_ray.wording import listed, one_line, shorten
 
 INDEX = "model.safetensors.index.json"
+COMPANIONS = (
+    *("tokenizer*.json", "*.model", "tokenizer.model*", "*.tiktoken", "tekken.json"),
+    *("special_tokens_map.json", "added_tokens.json", "*vocab*", "merges.txt", "dict.txt", "bpe.codes", "emoji.json"),
+    *("*.jinja", "chat_template.json", "generation_config.json"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+    *("*.py", "LICENSE*"),
+)
+"""What belongs to a model beside its weights and `config.json`: tokenizer, chat template, generation defaults, own code, licence.
+By name: whatever else lies in its folder, a token perhaps, is not handed on."""
 
 
 def check_directory(directory: Path, *, trust_remote_code: bool) -> None:
@@ -40,6 +51,19 @@ def check_directory(directory: Path, *, trust_remote_code: bool) -> None:
         missing = sorted(str(name) for name in set(map(str, shards.values())) if not (directory / name).is_file())
         if missing:
             raise CheckpointError(f"{directory / INDEX} names {listed(missing)}, which the folder lacks; copy the model again")
+
+
+def copy_files(source: Path, destination: Path, patterns: Iterable[str]) -> None:
+    """Copy the files of a folder that have such names and are not there yet."""
+    for pattern in patterns:
+        for path in source.glob(pattern):
+            if path.is_file() and not (destination / path.name).exists():
+                shutil.copy2(path, destination / path.name)
+
+
+def own_code(place: object) -> str:
+    """What is said at the opening wherever `model.trust_remote_code` is true; `place` holds the code."""
+    return f"model.trust_remote_code is true: the Python code in {place} runs wherever the model is loaded"
 
 
 def weight_shapes(directory: Path) -> dict[str, tuple[int, ...]]:

@@ -1,18 +1,17 @@
 """The user's SFT model as checkpoint 0 of a run."""
 
 import os
-import shutil
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from tpaw_ray.config import ModelConfig
 from tpaw_ray.errors import CheckpointError
-from tpaw_ray.policy.directory import check_directory
+from tpaw_ray.policy.directory import COMPANIONS, INDEX, check_directory, copy_files
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.wording import one_line
 
-_NEEDED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+_NEEDED = ("*.safetensors", "config.json", INDEX, *COMPANIONS)
 
 
 def import_start(model: ModelConfig, store: RunStore, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -27,10 +26,7 @@ def import_start(model: ModelConfig, store: RunStore, tokenizer: PreTrainedToken
     source = locate(model.path)
     check_directory(source, trust_remote_code=model.trust_remote_code)
     with store.making(checkpoint) as folder:
-        for pattern in _NEEDED:
-            for path in source.glob(pattern):
-                shutil.copy2(path, folder / path.name)
-        (folder / "committed.json").unlink(missing_ok=True)
+        copy_files(source, folder, _NEEDED)
         tokenizer.save_pretrained(folder)
     store.commit(checkpoint)
 

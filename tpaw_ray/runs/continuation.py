@@ -26,10 +26,12 @@ MAY_CHANGE = (
     "tracking",
 )
 """What a continued run may be given anew: how far it goes, what it runs on, when it warns, and who watches."""
+STAYS = "opponents.engine_args"
+"""What of these may not: vLLM's own arguments can make other responses."""
 
 
 def check_same_run(config: Config, store: RunStore) -> None:
-    """Refuse a config that differs from the one the run was started with, but for `MAY_CHANGE`.
+    """Refuse a config that differs from the one the run was started with, but for what of `MAY_CHANGE` is not `STAYS`.
 
     Raises:
         RunError: with the differing fields, or when the run's `config.yaml` is damaged.
@@ -43,7 +45,7 @@ def check_same_run(config: Config, store: RunStore) -> None:
     differing = [
         f"  {key}: started with {was}, now {now}"
         for key, was, now in differences(started, config)
-        if not key.startswith(MAY_CHANGE)
+        if not key.startswith(MAY_CHANGE) or key.startswith(STAYS)
     ]
     if differing:
         raise RunError("\n".join([f"{store.root} was started with another config; choose another run.name or undo:", *differing]))

@@ -11,6 +11,9 @@ from pathlib import Path
 from filelock import FileLock
 from pyarrow import fs
 
+from tpaw_ray.errors import RunError
+from tpaw_ray.wording import shorten
+
 BLOCK = 1 << 23
 """Bytes that are read at once of a file of any size."""
 KEPT = 6
@@ -69,7 +72,11 @@ def _lock(copy: Path) -> FileLock:
 
 
 def copy_all(source: fs.FileSystem, folder: str, destination: fs.FileSystem, directory: str) -> None:
-    """Copy the files of a folder, several at once. (`pyarrow.fs.copy_files` keeps silent when the end of an upload fails.)"""
+    """Copy the files of a folder, several at once. (`pyarrow.fs.copy_files` keeps silent when the end of an upload fails.)
+
+    Raises:
+        RunError: for a name that would lead out of `directory`; an object store takes any.
+    """
 
     def copy(name: str) -> None:
         path = f"{directory}/{name}"
@@ -80,5 +87,8 @@ def copy_all(source: fs.FileSystem, folder: str, destination: fs.FileSystem, dir
 
     found = source.get_file_info(fs.FileSelector(folder, recursive=True))
     names = [info.path.removeprefix(f"{folder}/") for info in found if info.type == fs.FileType.File]
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise RunError(f"{folder}: holds {shorten(name)}, which would lead out of the folder it is copied to; remove it")
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(copy, names))
