@@ -14,6 +14,7 @@ from tests.unit.test_experiment_design import design_of
 from tpaw_ray.experiment import commands
 from tpaw_ray.experiment.commands import Commands, last_words
 from tpaw_ray.experiment.phases import tuning_runs
+from tpaw_ray.placement import Node
 from tpaw_ray.runs.store import RunStore
 
 PROGRAM = """
@@ -43,10 +44,14 @@ def runs(tmp_path, monkeypatch):
     return tuning_runs(design_of(tmp_path, methods={"a": {}}, baselines=[], tuning=tuning))
 
 
-def play(folder, runs, most, cluster=None):
+def nodes(cpus):
+    return [Node(labels={}, resources={"CPU": cpus})]
+
+
+def play(folder, runs, most, cpus=64.0):
     ended = {}
     store = RunStore.open(str(folder), "experiment")
-    Commands(store, "address:1", cluster or {"CPU": 64.0}, most).play(runs, lambda run, end: ended.update({rate(run): end}))
+    Commands(store, "address:1", nodes(cpus), most).play(runs, lambda run, end: ended.update({rate(run): end}))
     return ended
 
 
@@ -66,7 +71,7 @@ def test_every_run_gets_its_config_and_the_address_of_ray_and_a_failure_ends_no_
 
 def test_in_an_object_store_what_a_run_said_is_there_when_it_has_ended(tmp_path, runs, bucket):
     store = RunStore.open(bucket, "experiment")
-    Commands(store, "address:1", {"CPU": 64.0}, 2).play(runs[2:], lambda run, end: None)
+    Commands(store, "address:1", nodes(64.0), 2).play(runs[2:], lambda run, end: None)
     folder = store.path("logs", "tuning", "a_learning_rate-3_seed-9")
     assert store.read_bytes(f"{folder}/output.txt") == b"a line\nerror: it broke\x1b[31m\n"
     assert store.exists(f"{folder}/config.yaml")
@@ -77,8 +82,8 @@ def test_as_many_run_at_once_as_may(tmp_path, runs, monkeypatch):
     assert list(play(tmp_path, runs[:2], most=2)) in ([1, 2], [2, 1])
 
 
-@pytest.mark.parametrize(("most", "cluster"), [(1, {"CPU": 64.0}), (None, {"CPU": 0.9}), (4, {"CPU": 0.9})])
-def test_no_more_run_at_once_than_may_by_number_and_by_resources(tmp_path, runs, monkeypatch, most, cluster):
+@pytest.mark.parametrize(("most", "cpus"), [(1, 64.0), (None, 0.9), (4, 0.9)])
+def test_no_more_run_at_once_than_may_by_number_and_by_resources(tmp_path, runs, monkeypatch, most, cpus):
     monkeypatch.setenv("NAP", "0.3")
     starts = []
     original = commands._Command.__init__
@@ -88,7 +93,7 @@ def test_no_more_run_at_once_than_may_by_number_and_by_resources(tmp_path, runs,
         original(self, run, store, address)
 
     monkeypatch.setattr(commands._Command, "__init__", watch)
-    play(tmp_path, runs[:2], most, cluster)
+    play(tmp_path, runs[:2], most, cpus)
     assert starts[1] - starts[0] > 0.3
 
 
