@@ -1,7 +1,9 @@
 """The `tpaw` command: parse, resolve, call. Errors go to standard error; exit codes are those of `tpaw_ray.errors`."""
 
+import json
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -105,6 +107,19 @@ def submit(
 
     job = job_of(config, overrides or [], working_dir, secret or [], job_id)
     sys.exit(submit_job(job, address, Reporter().say, lambda text: print(text, end="", flush=True), follow=not detach))
+
+
+@app.command()
+def status(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its address in an object store.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as one JSON object.")] = False,
+) -> None:
+    """Say where a run is, what it waits for and about how long it has to go, from its folder alone."""
+    from tpaw_ray.runs.status import lines_of, status_of
+    from tpaw_ray.runs.store import RunStore
+
+    found = status_of(RunStore.named(run))
+    print(visible(json.dumps(asdict(found)) if as_json else "\n".join(lines_of(found))))
 
 
 @app.command()
