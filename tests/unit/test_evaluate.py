@@ -197,6 +197,16 @@ def test_samples_are_drawn_one_by_one_and_make_pass_at_k_and_a_majority(run, fak
     assert result["majority"]["value"] == 0.5
 
 
+@pytest.mark.parametrize("content", [b"{}", b"[]", b'{"name": 3}', b"[" * 100_000], ids=["empty", "list", "number", "deep"])
+def test_a_damaged_result_is_named(run, fake_engines, content):
+    subject = open_subject(run.root)
+    evaluate_exact(subject, 1, wanted(), Reporter())
+    path = f"{exact_folder(subject, 1, wanted())}/result.json"
+    run.write_bytes(path, content)
+    with pytest.raises(RunError, match=rf"^{path}: .*the run is damaged there"):
+        evaluate_exact(subject, 1, wanted(), Reporter())
+
+
 def test_a_checkpoint_that_its_run_has_yet_to_evaluate_is_left_alone(run, fake_engines):
     with pytest.raises(RunError, match="the run has not evaluated checkpoint 2 yet"):
         evaluate_exact(open_subject(run.root), 2, wanted(), Reporter())

@@ -279,6 +279,21 @@ def test_an_experiment_is_tolerant_of_what_is_absent(tmp_path):
     assert "no root is given" in page
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"table": [{"best": {"mean": 1%s}}]}' % ("0" * 400), "an integer of 401 digits"),
+        ('{"more": ' + '[{"a":' * 330 + "1" + "}]" * 330 + "}", "more than 50 deep"),
+        ("[" * 100_000, "recursion"),
+    ],
+    ids=["a number without end", "deep", "deeper than Python reads"],
+)
+def test_an_experiments_file_that_cannot_be_meant_is_named(tmp_path, content, told):
+    (tmp_path / "experiment.json").write_text(content)
+    with pytest.raises(RunError, match=rf"^{tmp_path}/experiment\.json: not valid JSON \(.*{told}"):
+        gather_experiment(RunStore.named(str(tmp_path)))
+
+
 def test_the_command_shows_an_experiment(experiment, tmp_path):
     assert invoke(experiment.root).exit_code == 0
     page = (tmp_path / "study/report.html").read_text(encoding="utf-8")

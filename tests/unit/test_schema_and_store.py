@@ -275,6 +275,40 @@ def test_a_damaged_marker_is_named(store, stage):
         store.counts(stage)
 
 
+DAMAGED_MARKERS = {
+    "no object": (b"[1]", "found [1], expected dict"),
+    "neither counts nor files": (b"{}", "counts: missing"),
+    "no files": (b'{"counts": {}}', "files: missing"),
+    "counts that are none": (b'{"counts": {"rows": [1]}, "files": {}}', "counts.rows: found [1], expected"),
+    "files in a list": (b'{"counts": {}, "files": ["a.bin"]}', "files: found ['a.bin'], expected dict"),
+    "a file without a checksum": (b'{"counts": {}, "files": {"a.bin": {"bytes": 3}}}', "files.a.bin.sha256: missing"),
+    "deep": (b"[" * 100_000, "not valid JSON (maximum recursion depth"),
+    "deeper than ours": (b"[" * 51 + b"]" * 51, "not valid JSON (lists and objects stand more than 50 deep in one another)"),
+    "a number without end": (b'{"counts": {"rows": %s}}' % (b"1" * 400), "not valid JSON (an integer of 400 digits)"),
+    "NULs": (bytes(100), "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize(("content", "told"), DAMAGED_MARKERS.values(), ids=DAMAGED_MARKERS)
+def test_a_marker_of_another_shape_is_named_whatever_is_asked_of_it(on_disk, tmp_path, content, told):
+    stage = on_disk.path("stage")
+    on_disk.write_bytes(f"{stage}/a.bin", b"abc")
+    on_disk.write_bytes(f"{stage}/committed.json", content)
+    for ask in (RunStore.counts, RunStore.checksums, RunStore.verify, RunStore.is_reopened, RunStore.reopen):
+        with pytest.raises(RunError) as raised:
+            ask(on_disk, stage)
+        assert str(raised.value).startswith(f"{stage}/committed.json: ") and told in str(raised.value)
+    with pytest.raises(RunError, match=f"^{stage}/committed.json: "):
+        on_disk.fetch(stage, tmp_path / "copy")
+
+
+def test_a_count_that_a_marker_lacks_is_named_when_it_is_asked_for(store, stage):
+    counts = store.counts(stage)
+    assert "rows" not in counts and counts.get("rows") is None
+    with pytest.raises(RunError, match=r"stage/committed\.json: the run is damaged there \(counts\.rows: missing\)"):
+        counts["rows"]
+
+
 def test_json_refuses_nan_so_that_every_reader_can_read_it(store):
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.write_json(store.path("a.json"), {"loss": float("nan")})

@@ -9,6 +9,7 @@ from typing import Any
 from tpaw_ray.config import Config, dump_config
 from tpaw_ray.errors import RunError
 from tpaw_ray.evaluation.statistics import Interval, Paired, compare, proportion_interval
+from tpaw_ray.plain_json import NUMBER
 from tpaw_ray.runs.continuation import started_config
 from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.store import MARKER, RunStore
@@ -194,7 +195,7 @@ def _waited(store: RunStore, stage: str) -> float:
 
 
 def _ended(store: RunStore, checkpoints: Iterable[int]) -> float | None:
-    markers = [store.read_json(f"{store.evaluation(number)}/{MARKER}") for number in checkpoints]
+    markers = [store.read_json(f"{store.evaluation(number)}/{MARKER}", {"ended": NUMBER}) for number in checkpoints]
     return max((float(marker["ended"]) for marker in markers), default=None)
 
 
@@ -211,9 +212,7 @@ def _environment(store: RunStore) -> dict[str, Facts]:
     path = store.path("environment.json")
     if not store.exists(path):
         return {}
-    content = store.read_json(path)
-    if not isinstance(content, dict):
-        raise RunError(f"{path}: expected an object; the run is damaged there")
+    content = store.read_json(path, dict)
     topics: dict[str, list[tuple[str, str]]] = {"source": [], "machine": []}
     for name, value in content.items():
         if isinstance(value, dict):

@@ -37,13 +37,27 @@ from pyarrow import fs
 from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.errors import RunError
 from tpaw_ray.faults import Place, reached
+from tpaw_ray.plain_json import NUMBER, misfit, parse_plain_json
 from tpaw_ray.runs.address import open_address, told
 from tpaw_ray.runs.copies import BLOCK, cache_folder, copy_all, copy_of
 from tpaw_ray.schema import arrow_schema, rows_of, table_of
 
 MARKER = "committed.json"
+MARKED = {"counts": {str: NUMBER | str | None}, "files": {str: {"bytes": int, "sha256": str}}}
+"""The shape of a marker (`plain_json.misfit`)."""
 Row = TypeVar("Row")
 Found = TypeVar("Found")
+
+
+class Counts(dict[str, Any]):
+    """The counts of a marker. One that is asked for and is not there is a `RunError` that names the marker."""
+
+    def __init__(self, counts: dict[str, Any], path: str) -> None:
+        super().__init__(counts)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise RunError(f"{self._path}: the run is damaged there (counts.{name}: missing)")
 
 
 @dataclass(frozen=True)
@@ -224,12 +238,15 @@ class RunStore:
     def write_json(self, path: str, value: Any) -> None:
         self.write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
-    def read_json(self, path: str) -> Any:
-        """Raises `RunError` naming the file when it is not JSON."""
+    def read_json(self, path: str, shape: Any = object) -> Any:
+        """The value in a JSON file. Raises `RunError` naming the file when it is not JSON, or not of the shape (`misfit`)."""
         try:
-            return json.loads(self.read_bytes(path))
+            found = parse_plain_json(self.read_bytes(path))
         except ValueError as error:
             raise RunError(f"{path}: not valid JSON ({error}); the run is damaged there") from error
+        if wrong := misfit(found, shape):
+            raise RunError(f"{path}: the run is damaged there ({wrong})")
+        return found
 
     def write_rows(self, path: str, rows: list[Row], row_type: type[Row], *, key: str = "") -> None:
         """Write rows as one Parquet file, whole or not at all. `key` is kept with them for `key_of`."""
@@ -359,6 +376,7 @@ class RunStore:
         Raises:
             RunError: naming the first file that is not as it was committed.
         """
+        self._marker(directory)  # a damaged one is named where it lies
         with told(directory, f"copied to {folder}"):
             copy_all(self.filesystem, self.at(directory), fs.LocalFileSystem(), str(folder))
         RunStore.around(str(folder)).verify(str(folder), directory)
@@ -386,18 +404,18 @@ class RunStore:
 
     def reopen(self, directory: str) -> None:
         """Take the checksums out of a stage's marker, since its files are about to be made again. Its counts stay."""
-        self.write_json(f"{directory}/{MARKER}", self.read_json(f"{directory}/{MARKER}") | {"files": {}})
+        self.write_json(f"{directory}/{MARKER}", self._marker(directory) | {"files": {}})
 
     def is_reopened(self, directory: str) -> bool:
         """Whether a stage was reopened and not committed since."""
-        return self.is_committed(directory) and not self.read_json(f"{directory}/{MARKER}")["files"]
+        return self.is_committed(directory) and not self._marker(directory)["files"]
 
     def is_committed(self, directory: str) -> bool:
         return self.exists(f"{directory}/{MARKER}")
 
-    def counts(self, directory: str) -> dict[str, Any]:
+    def counts(self, directory: str) -> Counts:
         """The counts a committed stage was marked with."""
-        return self.read_json(f"{directory}/{MARKER}")["counts"]
+        return Counts(self._marker(directory)["counts"], f"{directory}/{MARKER}")
 
     def verify(self, directory: str, called: str = "") -> None:
         """Compare a committed stage's files with their checksums; a copy is `called` what it was copied from.
@@ -405,7 +423,7 @@ class RunStore:
         Raises:
             RunError: naming the first file that is missing or differs.
         """
-        for name, expected in self.read_json(f"{directory}/{MARKER}")["files"].items():
+        for name, expected in self._marker(directory)["files"].items():
             path = f"{directory}/{name}"
             found = self._measure(path) if self.exists(path) else None
             if found != (expected["bytes"], expected["sha256"]):
@@ -414,7 +432,10 @@ class RunStore:
 
     def checksums(self, directory: str) -> dict[str, str]:
         """The SHA-256 of every file of a committed stage, from its marker."""
-        return {name: found["sha256"] for name, found in self.read_json(f"{directory}/{MARKER}")["files"].items()}
+        return {name: found["sha256"] for name, found in self._marker(directory)["files"].items()}
+
+    def _marker(self, directory: str) -> dict[str, Any]:
+        return self.read_json(f"{directory}/{MARKER}", MARKED)
 
     def checksum(self, path: str) -> str:
         """The SHA-256 of a file."""
