@@ -2,7 +2,9 @@
 
 import json
 import pickle
-from dataclasses import replace
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -307,6 +309,13 @@ def test_a_count_that_a_marker_lacks_is_named_when_it_is_asked_for(store, stage)
     assert "rows" not in counts and counts.get("rows") is None
     with pytest.raises(RunError, match=r"stage/committed\.json: the run is damaged there \(counts\.rows: missing\)"):
         counts["rows"]
+
+
+def test_a_file_tells_when_it_changed_and_one_that_is_not_there_is_named(store):
+    store.write_bytes(store.path("a"), b"1")
+    assert abs(store.changed_at(store.path("a")) - time.time()) < 60
+    with pytest.raises(RunError, match="none: cannot be looked at: there is no such file"):
+        store.changed_at(store.path("none"))
 
 
 def test_json_refuses_nan_so_that_every_reader_can_read_it(store):

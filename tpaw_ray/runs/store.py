@@ -170,6 +170,18 @@ class RunStore:
         with told(path, "looked at"):
             return self.filesystem.get_file_info(self.at(path)).type != fs.FileType.NotFound
 
+    def changed_at(self, path: str) -> float:
+        """When a file last changed: Unix time, by the clock of the machine or the store that it lies on.
+
+        Raises:
+            RunError: when there is no such file.
+        """
+        with told(path, "looked at"):
+            changed = self.filesystem.get_file_info(self.at(path)).mtime_ns
+            if changed is None:
+                raise FileNotFoundError(path)
+        return changed / 1e9
+
     def write_bytes(self, path: str, content: bytes) -> None:
         """Write a file whole or not at all.
 
