@@ -124,6 +124,15 @@ def test_samples_are_evenly_spaced_over_all_files(made):
     assert gather_samples(made.store, 0).sets == ()
 
 
+def test_a_run_that_holds_nothing_out_has_a_report(tmp_path):
+    run = MadeRun(tmp_path, planned=1).start(TRAIN, []).iterate(0, ["#### 2", "#### 4", "#### 6"])
+    for number in (0, 1):  # as the loop commits them
+        counts = {"sequences": 0, "tokens": 0, "seconds": 0.0, "waited": 0.0, "accuracy": None, "target_logp": None}
+        run.store.commit(run.store.evaluation(number), **counts)
+    assert [one.title for one in gather_samples(run.store).sets] == ["Training prompts"]
+    assert gather_run(run.store).finished and invoke(run.store.root).exit_code == 0
+
+
 def test_what_is_not_committed_is_not_shown(tmp_path):
     run = MadeRun(tmp_path).start(TRAIN, HELDOUT).evaluate(0, right(1)).iterate(0, ["#### 2"] * 3)
     run.say(1, ["#### 3"] * 3)

@@ -357,6 +357,36 @@ def test_every_flipped_bit_in_the_numbers_of_a_table_is_found(on_disk):
     assert spoiled == 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """A row with little to say of itself in a footer."""
+
+    key: str
+    tokens: Sequence[int]
+
+
+def test_a_flipped_bit_of_a_footer_is_told_or_changes_nothing(on_disk):
+    path, rows = on_disk.path("said.parquet"), [Said(key="é", tokens=[9, 8, 7])]
+    on_disk.write_rows(path, rows, Said)
+    content = Path(path).read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    reads = (
+        (lambda: on_disk.read_rows(path, Said), rows),
+        (lambda: on_disk.num_tokens(path, Said, "tokens"), 3),
+        (lambda: on_disk.num_rows(path), 1),
+    )
+    for bit in range(8 * footer, 8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        Path(path).write_bytes(damaged)
+        for read, written in reads:
+            try:
+                assert read() == written, bit
+            except RunError as error:
+                assert str(error).startswith(f"{path}: cannot be read as Parquet")
+        on_disk.key_of(path)  # another key makes the file stale, and so it is made again
+
+
 def test_missing_parquet_is_named(store):
     with pytest.raises(RunError, match=r"none\.parquet: cannot be read as Parquet"):
         store.read_rows(store.path("none.parquet"), Score)

@@ -14,6 +14,7 @@ from tpaw_ray.runs.continuation import started_config
 from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.store import MARKER, RunStore
 from tpaw_ray.runs.summary import STAGES, Row, Summary
+from tpaw_ray.schema import Answer
 
 POINTS = 1200
 """Points of a curve; of a run with more steps, each is the mean of several in a row."""
@@ -184,7 +185,7 @@ def _verdicts(store: RunStore, checkpoint: int) -> dict[str, bool]:
     """Whether each judged answer of a checkpoint is correct, by prompt."""
     found: dict[str, bool | None] = {}
     for path in store.files(f"{store.evaluation(checkpoint)}/answers"):
-        table = store.read_table(path, ["prompt_id", "correct"])
+        table = store.read_columns(path, Answer, "prompt_id", "correct")
         found.update(zip(table["prompt_id"].to_pylist(), table["correct"].to_pylist(), strict=True))
     return {prompt: correct for prompt, correct in found.items() if correct is not None}
 

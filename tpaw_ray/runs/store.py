@@ -41,12 +41,21 @@ from tpaw_ray.plain_json import NUMBER, misfit, parse_plain_json
 from tpaw_ray.runs.address import open_address, told
 from tpaw_ray.runs.copies import BLOCK, cache_folder, copy_all, copy_of
 from tpaw_ray.schema import arrow_schema, rows_of, table_of
+from tpaw_ray.wording import listed
 
 MARKER = "committed.json"
 MARKED = {"counts": {str: NUMBER | str | None}, "files": {str: {"bytes": int, "sha256": str}}}
 """The shape of a marker (`plain_json.misfit`)."""
+UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError, KeyError)
+"""What pyarrow raises where a Parquet file is damaged."""
 Row = TypeVar("Row")
 Found = TypeVar("Found")
+
+
+def _check_rows(found: int, file: pq.ParquetFile) -> None:
+    """Compare a number of rows with what a file's footer says, which has no checksum as the pages have."""
+    if found != file.metadata.num_rows:
+        raise pa.ArrowInvalid(f"found {found} rows, expected {file.metadata.num_rows}")
 
 
 class Counts(dict[str, Any]):
@@ -269,46 +278,52 @@ class RunStore:
 
     def key_of(self, path: str) -> str:
         """The key a file of rows was written with; empty where it has none or is damaged."""
+        content = pa.BufferReader(self.read_bytes(path))
         try:
-            found = pq.ParquetFile(pa.BufferReader(self.read_bytes(path))).schema_arrow.metadata or {}
-        except (OSError, pa.ArrowInvalid):
+            return bytes((pq.ParquetFile(content).schema_arrow.metadata or {}).get(b"key", b"")).decode()
+        except UNREADABLE:
             return ""
-        return bytes(found.get(b"key", b"")).decode()
 
     def read_rows(self, path: str, row_type: type[Row]) -> list[Row]:
         """The rows of a Parquet file. Raises `RunError` naming the file when it cannot be read or lacks a column."""
         return rows_of(self.read_columns(path, row_type), row_type)
 
-    def read_columns(self, path: str, row_type: type) -> pa.Table:
-        """The columns of a row type from a Parquet file, as its schema has them. Raises `RunError` as `read_rows` does."""
-        table, schema = self.read_table(path), arrow_schema(row_type)
-        try:
-            return table.select(schema.names).cast(schema)
-        except KeyError as error:
-            found = ", ".join(table.column_names)
-            raise RunError(f"{path}: {error.args[0]}; found columns {found}, expected those of {row_type.__name__}") from error
+    def read_columns(self, path: str, row_type: type, *names: str) -> pa.Table:
+        """The columns of a row type from a Parquet file, or those that are named, as its schema has them.
 
-    def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
-        """A Parquet file as a table, or some columns of it. Raises `RunError` naming the file when it cannot be read, or a page
-        of it is not as it was written."""
-        return self._parquet(path, lambda source: pq.read_table(source, columns=columns, page_checksum_verification=True))
+        Raises:
+            RunError: naming the file when it cannot be read, lacks one, or a page of it is not as it was written.
+        """
+        whole = arrow_schema(row_type)
+        schema = pa.schema([whole.field(name) for name in names or whole.names])
+
+        def read(file: pq.ParquetFile) -> pa.Table:
+            if missing := [name for name in schema.names if name not in file.schema_arrow.names]:
+                raise pa.ArrowInvalid(f"no {listed(missing)}; found columns {listed(file.schema_arrow.names)}")
+            table = file.read(schema.names).select(schema.names).cast(schema)
+            _check_rows(len(table), file)
+            return table
+
+        return self._parquet(path, read)
 
     def num_rows(self, path: str) -> int:
         """Rows of a Parquet file, from its footer. Raises `RunError` naming the file when it cannot be read."""
-        return self._parquet(path, lambda source: int(pq.ParquetFile(source).metadata.num_rows))
+        return self._parquet(path, lambda file: int(file.metadata.num_rows))
 
-    def _parquet(self, path: str, read: Callable[[pa.NativeFile], Found]) -> Found:
+    def _parquet(self, path: str, read: Callable[[pq.ParquetFile], Found]) -> Found:
         try:
             with self.filesystem.open_input_file(self.at(path)) as source:
-                return read(source)
-        except (OSError, pa.ArrowInvalid) as error:
+                file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
+                _check_rows(sum(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)), file)
+                return read(file)
+        except UNREADABLE as error:
             if self.scheme and not isinstance(error, FileNotFoundError):
                 self.read_bytes(path)  # raises when it is the store that fails, and nothing should be removed for that
             raise RunError(f"{path}: cannot be read as Parquet ({error}); remove its folder to have it made again") from error
 
-    def num_tokens(self, path: str, column: str, take: int | None = None) -> int:
-        """Tokens in a column of token ids, in the first `take` rows. Raises `RunError` as `read_table` does."""
-        lengths = pc.list_value_length(self.read_table(path, [column])[column].slice(0, take))
+    def num_tokens(self, path: str, row_type: type, column: str, take: int | None = None) -> int:
+        """Tokens in a column of token ids, in the first `take` rows. Raises `RunError` as `read_columns` does."""
+        lengths = pc.list_value_length(self.read_columns(path, row_type, column)[column].slice(0, take))
         return int(pc.sum(lengths).as_py() or 0)
 
     def files(self, directory: str) -> list[str]:
