@@ -133,6 +133,44 @@ def test_a_run_that_holds_nothing_out_has_a_report(tmp_path):
     assert gather_run(run.store).finished and invoke(run.store.root).exit_code == 0
 
 
+DAMAGES = {
+    "a marker without counts": ("evaluations/001/committed.json", b"{}", "counts: missing"),
+    "a marker that counts too little": (
+        "evaluations/001/committed.json",
+        b'{"counts": {"seconds": 1}, "files": {}}',
+        "counts.accuracy: missing",
+    ),
+    "a marker without its time": (
+        "evaluations/001/committed.json",
+        json.dumps(
+            {"counts": {"seconds": 1, "sequences": 1, "tokens": 1, "accuracy": 1, "target_logp": 1}, "files": {}}
+        ).encode(),
+        "ended: missing",
+    ),
+    "prompts' marker": ("prompts/committed.json", b"[]", "found [], expected dict"),
+    "the sheet of the machine": ("environment.json", b"[1]", "found [1], expected dict"),
+    "a learner's rows": ("iterations/000/learner/metrics.jsonl", b"\xff\n", "line 1: not a step's row"),
+    "a learner's empty file": ("iterations/000/learner/metrics.jsonl", b"", "no rows"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "told"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_of_a_run_is_named_and_its_experiment_still_has_a_report(experiment, name, content, told):
+    run = RunStore.named(experiment.path("runs", "tpaw-0"))
+    run.write_bytes(run.path(*name.split("/")), content)
+    error = invoke(run.root).exception
+    assert isinstance(error, RunError) and str(error).startswith(run.path(name)) and told in str(error)
+    figures = gather_experiment(experiment)
+    assert [run.state for run in figures.runs[1:3]] == ["finished"] * 2 and told in figures.runs[0].state
+    assert invoke(experiment.root).exit_code == 0
+
+
+def test_a_damaged_line_of_the_steps_is_left_out_of_the_curves(made):
+    path = made.store.path("metrics.jsonl")
+    made.store.write_bytes(path, bytes(50) + b"\n{}\n" + made.store.read_bytes(path))
+    assert gather_run(made.store).curves.last == 8
+
+
 def test_what_is_not_committed_is_not_shown(tmp_path):
     run = MadeRun(tmp_path).start(TRAIN, HELDOUT).evaluate(0, right(1)).iterate(0, ["#### 2"] * 3)
     run.say(1, ["#### 3"] * 3)

@@ -436,6 +436,7 @@ def test_metrics_grow_by_a_line_a_step(store, log, monkeypatch):
 
 
 def test_restart_drops_the_iteration_and_later_ones(store, log):
+    log.write_update(0, steps(0, 0))
     log.append(steps(0, 0) + steps(1, 0, 1) + steps(2, 0))
     log.restart(1)
     assert rows_in(store) == [(0, 0)]
@@ -443,6 +444,7 @@ def test_restart_drops_the_iteration_and_later_ones(store, log):
 
 def test_restart_drops_a_line_that_was_cut_short_so_that_later_rows_stay_readable(store, log, monkeypatch):
     monkeypatch.setattr("tpaw_ray.runs.metrics.STORE_PAUSE_S", 0.0)
+    log.write_update(0, steps(0, 0))
     log.append(steps(0, 0))
     path = store.path("metrics.jsonl")
     store.write_bytes(path, store.read_bytes(path) + b'{"iteration": 1, "st')
@@ -452,6 +454,7 @@ def test_restart_drops_a_line_that_was_cut_short_so_that_later_rows_stay_readabl
 
 
 def test_settle_puts_the_learners_record_in_place_of_what_the_driver_saw(store, log):
+    log.write_update(0, steps(0, 0, 1))
     log.append(steps(0, 0, 1) + steps(1, 0))
     log.write_update(1, steps(1, 0, 1, 2))
     log.settle(1)
@@ -464,6 +467,40 @@ def test_the_learners_record_reads_back_as_it_was_written(store, log):
     log.write_update(1, steps(1, 0, 1))
     assert log.of_update(1) == [vars(row) for row in steps(1, 0, 1)]
     assert log.of_update(0) == []
+
+
+DAMAGED_LINES = {
+    "no JSON": b'{"a',
+    "no UTF-8": b"\xff\xfe\xff",
+    "NULs": bytes(20),
+    "no object": b"[]",
+    "an empty object": b"{}",
+    "deep": b"[" * 100_000,
+    "another type": json.dumps(vars(STEP) | {"players": "x"}).encode(),
+}
+
+
+@pytest.mark.parametrize("line", DAMAGED_LINES.values(), ids=DAMAGED_LINES)
+def test_a_damaged_line_of_the_runs_metrics_is_left_out_and_comes_back_from_the_learners_record(on_disk, line):
+    log, path = MetricsLog(on_disk), Path(on_disk.path("metrics.jsonl"))
+    for iteration in (0, 1):
+        log.write_update(iteration, steps(iteration, 0, 1))
+    log.settle(1)
+    whole = path.read_bytes()
+    for again, expected in ((lambda: log.settle(1), whole), (lambda: log.restart(1), whole[: len(whole) // 2])):
+        path.write_bytes(line + whole[whole.index(b"\n") :])  # in place of the first
+        assert [(row["iteration"], row["step"]) for row in log.rows()] == [(0, 1), (1, 0), (1, 1)]
+        again()
+        assert path.read_bytes() == expected
+
+
+@pytest.mark.parametrize("line", DAMAGED_LINES.values(), ids=DAMAGED_LINES)
+def test_a_damaged_line_of_the_learners_record_is_named_with_where_it_stands_whole(on_disk, line):
+    log, path = MetricsLog(on_disk), Path(f"{on_disk.learner(3)}/metrics.jsonl")
+    log.write_update(3, steps(3, 0, 1))
+    path.write_bytes(path.read_bytes() + line)
+    with pytest.raises(RunError, match=rf"^{path}, line 3: not a step's row .*copy those of iteration 3 from {log.path}$"):
+        log.of_update(3)
 
 
 def test_every_error_crosses_processes_and_has_an_exit_code_of_its_own():
