@@ -250,10 +250,25 @@ def test_the_command_writes_into_the_runs_folder_or_where_it_is_told(made, tmp_p
     assert 'id="samples"' not in page and 'id="accuracy"' in page
 
 
+def test_a_report_is_written_whole_or_not_at_all_and_in_place_of_nothing_but_a_file(made, tmp_path, monkeypatch):
+    (tmp_path / "report.html").write_text("the one before")
+    (tmp_path / "link.html").symlink_to(tmp_path / "report.html")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: 1 / 0)
+        invoke(made.store.root, "--to", tmp_path / "link.html")
+    assert (tmp_path / "report.html").read_text() == "the one before"
+    assert invoke(made.store.root, "--to", tmp_path / "link.html").exit_code == 0
+    assert (tmp_path / "link.html").is_symlink() and "<!doctype html>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    for place in (tmp_path, "/dev/null"):
+        error = invoke(made.store.root, "--to", place).exception
+        assert isinstance(error, RunError) and "is there already and not a file" in str(error)
+
+
 def test_where_there_is_no_run_the_command_says_what_it_expects(tmp_path):
     error = invoke(tmp_path).exception
     assert isinstance(error, RunError) and "neither config.yaml nor experiment.json" in str(error)
-    error = invoke(finished_run(tmp_path).store.root, "--to", tmp_path / "no/such/folder.html").exception
+    (tmp_path / "file").touch()
+    error = invoke(finished_run(tmp_path).store.root, "--to", tmp_path / "file/report.html").exception
     assert isinstance(error, RunError) and "cannot be written" in str(error)
     with pytest.raises(RunError, match="expected the address of a run's folder"):
         RunStore.named("s3://bucket")
