@@ -175,6 +175,12 @@ def test_an_address_with_keys_in_it_is_refused_and_not_repeated(root):
     assert "wJalr" not in str(raised.value) and "AKID" not in str(raised.value).replace("AWS_ACCESS_KEY_ID", "")
 
 
+@pytest.mark.parametrize("root", ["s3://bucket/a//b", "gs://bucket//a"])
+def test_an_address_with_an_empty_name_is_refused_before_the_store_is_asked(root):
+    with pytest.raises(RunError, match=r"run\.root: found an empty name in the prefix, as in a//b"):
+        RunStore.open(root, "demo")
+
+
 def test_an_address_of_a_file_system_is_a_folder(tmp_path):
     assert RunStore.open(f"file://{tmp_path}", "demo") == RunStore.open(str(tmp_path), "demo")
 
