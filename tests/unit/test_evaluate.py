@@ -142,6 +142,21 @@ def test_a_checkpoint_that_is_not_there_is_told(run):
             open_subject(run.root, checkpoint=given)
 
 
+@pytest.mark.parametrize("named", ["9" * 5000, "-1", "١", "x"], ids=["without end", "negative", "another script", "no number"])
+def test_a_checkpoint_that_is_no_number_of_ours_is_told(run, named):
+    with pytest.raises(RunError, match=r"--checkpoint: found '.{1,60}, expected all, last or one of 0, 1, 2 of"):
+        open_subject(run.root, checkpoint=named)
+
+
+def test_links_that_lead_in_a_circle_are_told(run, tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(CheckpointError, match="circle: neither a run's folder"):
+        open_subject(str(tmp_path / "circle"))
+    opened = open_subject(str(tmp_path / "model"), config=run.path("config.yaml"), to=str(tmp_path / "circle"))
+    with pytest.raises(RunError, match=r"circle/config\.yaml: cannot be written"):
+        exact.prepare(opened)
+
+
 def test_a_model_needs_a_config_and_results_of_another_are_not_mixed_with_its_own(run, tmp_path):
     with pytest.raises(CheckpointError, match="neither a run's folder"):
         open_subject(str(tmp_path / "nothing"))

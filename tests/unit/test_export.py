@@ -210,6 +210,13 @@ def test_a_damaged_file_of_the_run_is_named_and_nothing_is_exported(run, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_no_disk_takes_is_told_and_an_unknown_users_is_one_by_that_name(run, tmp_path, monkeypatch):
+    with pytest.raises(RunError, match="cannot be written: File name too long"):
+        hand_on(run.root, "1", str(tmp_path / ("a" * 300)), push=False)
+    monkeypatch.chdir(tmp_path)  # as a shell takes it
+    assert hand_on(run.root, "1", "~nobody-here/x", push=False)[1] == str(tmp_path / "~nobody-here/x")
+
+
 def test_a_damaged_checkpoint_is_named_and_nothing_is_left_behind(tmp_path):
     store = make_run(tmp_path)
     weights = Path(store.checkpoint(1), "model.safetensors")
