@@ -27,7 +27,7 @@ from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.config import Config, resolve_config
 from tpaw_ray.opponents.messages import Request, Response, Sampling
 from tpaw_ray.runs.store import RunStore
-from tpaw_ray.schema import Score
+from tpaw_ray.schema import Prompt, Score
 
 Figures = dict[str, float]
 TEAM = (2, 1, 0)
@@ -99,7 +99,7 @@ def scores(config: Config, store: RunStore) -> Figures:
         shutil.copytree(store.rollout(ROLLOUTS[0]), store.rollout(rollout))
     for path in store.files(store.prompts("train")):
         name = path.rsplit("/", 1)[1]
-        ids = store.read_table(path)["prompt_id"].to_pylist()
+        ids = store.read_columns(path, Prompt, "prompt_id")["prompt_id"].to_pylist()
         for player in TEAM:
             rows = [Score(player=player, response_id=key, logp=-50.0 - player) for key in ids]
             for folder in (store.target_scores(player), *(store.rollout_scores(player, rollout) for rollout in ROLLOUTS)):

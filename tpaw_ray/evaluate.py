@@ -323,7 +323,7 @@ def _run_tasks(subject: "Subject", number: int, wanted: "HarnessRun", reporter: 
             advance(len(wanted.tasks))
         store.write_json(f"{output}/result.json", harness_result(store, output, subject.called(number), wanted))
         store.commit(output, tasks=len(wanted.tasks))
-    found: dict[str, Any] = store.read_json(f"{output}/result.json")
+    found: dict[str, Any] = store.read_json(f"{output}/result.json", {"name": str, "metrics": {str: dict}, "average": object})
     reporter.say(f"{subject.called(number)}: {output}/result.json")
     return found
 

@@ -145,9 +145,9 @@ class SelfPlay:
                 at_once=shards_asked(self.config),
             )
         seconds = time.perf_counter() - started
-        tokens = sum(self.store.num_tokens(path, "prompt_tokens") for path in self.store.files(self.store.prompts("train")))
-        columns = ["prompt_id", "generated_tokens", "finish_reason"]
-        said = count_said(self.store.read_table(path, columns) for path in self.store.files(output))
+        prompts = self.store.files(self.store.prompts("train"))
+        tokens = sum(self.store.num_tokens(path, Prompt, "prompt_tokens") for path in prompts)
+        said = count_said(self.store.read_columns(path, Generation) for path in self.store.files(output))
         self.store.commit(
             output,
             sequences=total,

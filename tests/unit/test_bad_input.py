@@ -392,6 +392,11 @@ def earlier_config(text):
     return write
 
 
+def without_earlier_config(house):
+    (house.runs / "t/iterations").mkdir(parents=True)
+    return ()
+
+
 FOLDERS = {
     "root is a file": (lambda h: (f"run.root={h.data}",), 5, ["run.root: ", "train.jsonl is not a folder"]),
     "root below a file": (lambda h: (f"run.root={h.data}/x",), 5, ["run.root: ", "is not a folder that can be written to"]),
@@ -400,6 +405,8 @@ FOLDERS = {
     "another config before": (earlier_config("run: {name: t}\nmodel: {path: x}\ndata: {path: y}\n"), 5, ["model.path: started with 'x'"]),
     "config of the run is damaged": (earlier_config("{"), 5, ["runs/t/config.yaml: not valid YAML", "the run is damaged there"]),
     "config of the run is no mapping": (earlier_config("3"), 5, ["runs/t/config.yaml: expected the config"]),
+    "config of the run is gone": (without_earlier_config, 5, ["runs/t/config.yaml: missing, although iterations was made of it; put"]),
+    "a name of the root is empty": (overrides("run.root=s3://b/a//b"), 5, ["run.root: found an empty name in the prefix"]),
     "root read-only": (lambda h: h.runs.mkdir(mode=0o500) or (), 5, ["run.root: ", "can be written to"]),
 }  # fmt: skip
 
@@ -420,7 +427,7 @@ BEFORE_RAY = [
         ("config", CONFIGS, list(CONFIGS.keys() - {"chat template is no file", "chat template breaks off", "endless pattern"})),
         ("data", DATA, ["no such file", "no such held-out file", "empty file", "unknown shape", "Parquet breaks off"]),
         ("model", MODELS, ["no such model", "no config.json", "config.json is not JSON", "pickled weights", "own code"]),
-        ("run", FOLDERS, ["root is a file", "root too long", "another config before", "config of the run is damaged"]),
+        ("run", FOLDERS, ["root is a file", "root too long", "another config before", "config of the run is gone"]),
     )
     for name, case in ((name, cases[name]) for name in sorted(names))
 ]

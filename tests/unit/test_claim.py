@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tpaw_ray.errors import RunError
-from tpaw_ray.runs.claim import Claim, Holder
+from tpaw_ray.runs.claim import Claim, Holder, holder_of
 from tpaw_ray.runs.store import RunStore
 
 HOLD = """
@@ -141,7 +141,34 @@ def test_of_two_that_begin_together_one_goes_on(store):
         claims[1]._check_it_is_ours()
 
 
-def test_a_damaged_claim_is_named(store):
-    store.write_json(store.path("driver.json"), {"holder": 3})
-    with pytest.raises(RunError, match=r"driver.json: not a driver's claim"), Claim(store, print):
-        pass
+CLAIM = {"holder": asdict(elsewhere()), "renewed": 0}
+DAMAGED = {
+    "no object": ([], r"not a driver's claim \(found \[\]"),
+    "no holder": ({"holder": 3, "renewed": 0}, r"not a driver's claim \(holder: found 3"),
+    "a holder without a machine": ({"holder": {"token": "a"}, "renewed": 0}, r"not a driver's claim \(holder.host: missing"),
+    "a process of no number": (CLAIM | {"holder": CLAIM["holder"] | {"pid": "\0"}}, r"not a driver's claim \(holder.pid: found"),
+    "never renewed": ({"holder": CLAIM["holder"]}, r"not a driver's claim \(renewed: missing"),
+}
+
+
+@pytest.mark.parametrize(("content", "told"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_claim_is_named(store, content, told):
+    store.write_json(store.path("driver.json"), content)
+    for ask in (Claim(store, print).__enter__, lambda: holder_of(store)):
+        with pytest.raises(RunError, match=rf"driver.json: {told}.*; remove it if no driver plays this run"):
+            ask()
+
+
+def test_a_claim_without_end_is_named(store):
+    store.write_bytes(store.path("driver.json"), b"[" * 100_000)
+    with pytest.raises(RunError, match=r"driver.json: not valid JSON"):
+        holder_of(store)
+
+
+def test_the_holder_of_a_claim_is_known_to_whoever_asks(store):
+    assert holder_of(store) is None
+    with Claim(store, print):
+        assert (holder_of(store).pid, holder_of(store).is_dead()) == (os.getpid(), False)
+    assert holder_of(store) is None
+    store.write_json(store.path("driver.json"), {"holder": CLAIM["holder"] | {"later": 1}, "renewed": 3})
+    assert holder_of(store) == Holder(**CLAIM["holder"])

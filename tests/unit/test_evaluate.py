@@ -144,6 +144,21 @@ def test_a_checkpoint_that_is_not_there_is_told(run):
             open_subject(run.root, checkpoint=given)
 
 
+@pytest.mark.parametrize("named", ["9" * 5000, "-1", "١", "x"], ids=["without end", "negative", "another script", "no number"])
+def test_a_checkpoint_that_is_no_number_of_ours_is_told(run, named):
+    with pytest.raises(RunError, match=r"--checkpoint: found '.{1,60}, expected all, last or one of 0, 1, 2 of"):
+        open_subject(run.root, checkpoint=named)
+
+
+def test_links_that_lead_in_a_circle_are_told(run, tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(CheckpointError, match="circle: neither a run's folder"):
+        open_subject(str(tmp_path / "circle"))
+    opened = open_subject(str(tmp_path / "model"), config=run.path("config.yaml"), to=str(tmp_path / "circle"))
+    with pytest.raises(RunError, match=r"circle/config\.yaml: cannot be written"):
+        exact.prepare(opened)
+
+
 def test_a_model_needs_a_config_and_results_of_another_are_not_mixed_with_its_own(run, tmp_path):
     with pytest.raises(CheckpointError, match="neither a run's folder"):
         open_subject(str(tmp_path / "nothing"))
@@ -197,6 +212,16 @@ def test_samples_are_drawn_one_by_one_and_make_pass_at_k_and_a_majority(run, fak
     assert result["accuracy"]["value"] == 0.5  # each prompt is right in one of its two samples
     assert (result["pass_at"]["1"]["value"], result["pass_at"]["2"]["value"]) == (0.5, 1.0)
     assert result["majority"]["value"] == 0.5
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b'{"name": 3}', b"[" * 100_000], ids=["empty", "list", "number", "deep"])
+def test_a_damaged_result_is_named(run, fake_engines, content):
+    subject = open_subject(run.root)
+    evaluate_exact(subject, 1, wanted(), Reporter())
+    path = f"{exact_folder(subject, 1, wanted())}/result.json"
+    run.write_bytes(path, content)
+    with pytest.raises(RunError, match=rf"^{path}: .*the run is damaged there"):
+        evaluate_exact(subject, 1, wanted(), Reporter())
 
 
 def test_a_checkpoint_that_its_run_has_yet_to_evaluate_is_left_alone(run, fake_engines):

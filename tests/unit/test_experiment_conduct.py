@@ -244,6 +244,37 @@ def test_the_design_is_fixed_once_settings_are_chosen(house):
     assert house.walk(seeds=[0, 1, 2], parallel=4) == 0
 
 
+DAMAGES = {
+    "no object": ("experiment.json", b"[]", "experiment.json: the run is damaged there (found [], expected dict)"),
+    "no protocol": ("experiment.json", b"{}", "experiment.json: the run is damaged there (protocol: missing)"),
+    "a table without scores": (
+        "experiment.json",
+        b'{"protocol": [], "failures": [], "table": [{"method": "a", "seeds": []}], "runs": []}',
+        "experiment.json: the run is damaged there (table.0.best: missing)",
+    ),
+    "choices without settings": (
+        "choices.json",
+        b'{"at": "now", "methods": {"tpaw": {}}}',
+        "choices.json: the run is damaged there (methods.tpaw.settings: missing)",
+    ),
+    "a design that is a list": (
+        "experiment.yaml",
+        b"- 1",
+        "experiment.yaml: the experiment is damaged there (found [1], expected dict)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "told"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_of_the_experiment_is_named(house, name, content, told):
+    house.failing = {FINAL[0]: [7]}
+    house.walk()
+    house.store.write_bytes(house.store.path(name), content)
+    with pytest.raises(RunError) as raised:
+        Record(house.design(), house.store)
+    assert str(raised.value) == house.store.path(told)
+
+
 def test_methods_whose_held_out_prompts_differ_are_not_compared(house):
     house.prompts = lambda run: run.method.encode()
     with pytest.raises(RunError, match=r"spin_learning_rate-0.0001_seed-9: its held-out prompts are not those of .*tpaw"):

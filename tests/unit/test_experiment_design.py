@@ -108,6 +108,15 @@ def test_quick_keeps_every_method_and_cuts_the_rest_under_another_name(tmp_path)
     assert config_of(smaller, "tpaw", {}).data.limit == 100
 
 
+@pytest.mark.parametrize("section", ["data", "evaluation"])
+@pytest.mark.parametrize("limit", ["many", [1], True, 0, -1.5])
+def test_quick_leaves_a_limit_that_is_none_for_the_config_to_refuse(tmp_path, section, limit):
+    base = FILE["base"] | {section: FILE["base"].get(section, {}) | {"limit": limit}}
+    design = design_of(tmp_path, quick=True, base=base)
+    with pytest.raises(ConfigError, match=rf"method tpaw: {section}\.limit: "):
+        config_of(design, "tpaw", {})
+
+
 BAD = {
     "no such key": ({"metods": {}}, "metods: unknown key; did you mean methods?"),
     "nothing to compare": ({"methods": {}}, "methods: Dictionary should have at least 1 item"),
@@ -135,6 +144,14 @@ BAD = {
     "an axis that would change the test": (
         {"tuning": {"seeds": [9], "grid": {"evaluation.limit": [1, 2]}}},
         "tuning.grid: evaluation.limit cannot be an axis",
+    ),
+    "an axis without end": (
+        {"tuning": {"seeds": [9], "grid": {"a." * 2000 + "a": [1]}}},
+        f"tuning.grid: '{'a.' * 29}a…: expected a dotted key of the config, as in learner.learning_rate",
+    ),
+    "an axis without a name": (
+        {"tuning": {"seeds": [9], "grid": {"learner..epochs": [1]}}},
+        "tuning.grid: 'learner..epochs': expected a dotted key of the config",
     ),
     "an axis that is not there": (
         {"methods": {"a": {"untuned": ["learner.epochs"]}}, "baselines": []},

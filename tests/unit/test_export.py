@@ -33,7 +33,7 @@ def make_run(root, data="path/to/sums.jsonl", **sections):
     config = resolve_config({**base, "iterations": 2, **sections})
     store = RunStore.open(str(root), "sums")
     store.write_bytes(store.path("config.yaml"), dump_config(config).encode())
-    store.write_json(store.path("environment.json"), {"packages": {"torch": "9.8.7"}, "cpu": HOSTILE, "cores": 2, "commit": None})
+    store.write_json(store.path("environment.json"), {"packages": {"torch": "9.8.7"}, "cluster": {}, "cpu": HOSTILE, "cores": 2})
     counts = {"rows": 110, "train": 100, "validation": 4, "test": 5, "too_long": 1, "duplicates": 0, "leaked": 0}
     store.commit(store.path("prompts"), **counts)
     for number in range(3):
@@ -186,6 +186,37 @@ def test_a_folder_that_holds_something_is_left_alone_and_an_empty_one_is_taken(r
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
     hand_on(run.root, "1", str(tmp_path / "empty"), push=False)
     assert (tmp_path / "empty" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("environment.json", b"[1]", r"environment\.json: the run is damaged there \(found \[1\]"),
+        ("environment.json", b'{"packages": {}, "cluster": [1]}', r"environment\.json: .*cluster: found \[1\]"),
+        ("prompts/committed.json", b'{"counts": {"rows": 1}, "files": {}}', r"prompts/committed\.json: .*counts\.train: missing"),
+        (
+            "checkpoints/001/committed.json",
+            b'{"counts": {}, "files": {"a": {}}}',
+            r"001/committed\.json: .*files\.a\.bytes: missing",
+        ),
+    ],
+)
+def test_a_damaged_file_of_the_run_is_named_and_nothing_is_exported(run, tmp_path, name, content, told):
+    whole = run.read_bytes(run.path(name))
+    run.write_bytes(run.path(name), content)
+    try:
+        with pytest.raises(RunError, match=rf"^{run.root}/.*{told}"):
+            hand_on(run.root, "1", str(tmp_path / "model"), push=False)
+    finally:
+        run.write_bytes(run.path(name), whole)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_no_disk_takes_is_told_and_an_unknown_users_is_one_by_that_name(run, tmp_path, monkeypatch):
+    with pytest.raises(RunError, match="cannot be written: File name too long"):
+        hand_on(run.root, "1", str(tmp_path / ("a" * 300)), push=False)
+    monkeypatch.chdir(tmp_path)  # as a shell takes it
+    assert hand_on(run.root, "1", "~nobody-here/x", push=False)[1] == str(tmp_path / "~nobody-here/x")
 
 
 def test_a_damaged_checkpoint_is_named_and_nothing_is_left_behind(tmp_path):

@@ -146,3 +146,18 @@ def test_a_checkpoint_is_whole_or_absent_on_a_full_disk(on_small_disk, tiny_mode
         load_model(made, precision="fp32")
         assert sum(path.stat().st_size for path in Path(made).iterdir()) == size
     """)
+
+
+def test_a_run_of_an_experiment_is_told_on_a_full_disk(on_small_disk):
+    on_small_disk("""
+        from tpaw_ray.config import resolve_config
+        from tpaw_ray.experiment.commands import _Command
+        from tpaw_ray.experiment.phases import Planned
+
+        config = resolve_config({"run": {"name": "a"}, "model": {"path": "m"}, "data": {"path": "d"}})
+        run = Planned(phase="final", method="m", seed=0, settings={}, config=config)
+        folder = store.path("logs", *run.key.split("/"))
+        Path(folder).mkdir(parents=True)
+        fill(0)
+        refused(lambda: _Command(run, store, "address"), folder)
+    """)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "tpaw_ray"
-PURE = ("algorithm", "schema", "errors", "side_by_side", "wording", "plain_yaml", "credentials")
+PURE = ("algorithm", "schema", "errors", "side_by_side", "wording", "plain_yaml", "plain_json", "credentials")
 FLOORS = {
     "errors": 1,
     "side_by_side": 1,
     "wording": 1,
     "plain_yaml": 1,
+    "plain_json": 1,
     "credentials": 1,
     "processes": 1,
     "faults": 1,

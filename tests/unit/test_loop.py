@@ -41,6 +41,7 @@ def commit_rollouts(store, *empty):
 def test_an_update_that_was_finished_by_a_killed_driver_still_gets_its_metrics_and_warnings(play, capsys):
     commit_rollouts(play.store, 0, 12)
     rows = [replace(STEP, iteration=1, step=step) for step in range(3)]
+    MetricsLog(play.store).write_update(0, [replace(STEP, iteration=0)])
     MetricsLog(play.store).write_update(1, rows)
     play.store.commit(play.store.checkpoint(2))
     play.metrics.append([replace(STEP, iteration=0), rows[0]])  # as far as the driver came

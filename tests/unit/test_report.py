@@ -124,6 +124,53 @@ def test_samples_are_evenly_spaced_over_all_files(made):
     assert gather_samples(made.store, 0).sets == ()
 
 
+def test_a_run_that_holds_nothing_out_has_a_report(tmp_path):
+    run = MadeRun(tmp_path, planned=1).start(TRAIN, []).iterate(0, ["#### 2", "#### 4", "#### 6"])
+    for number in (0, 1):  # as the loop commits them
+        counts = {"sequences": 0, "tokens": 0, "seconds": 0.0, "waited": 0.0, "accuracy": None, "target_logp": None}
+        run.store.commit(run.store.evaluation(number), **counts)
+    assert [one.title for one in gather_samples(run.store).sets] == ["Training prompts"]
+    assert gather_run(run.store).finished and invoke(run.store.root).exit_code == 0
+
+
+DAMAGES = {
+    "a marker without counts": ("evaluations/001/committed.json", b"{}", "counts: missing"),
+    "a marker that counts too little": (
+        "evaluations/001/committed.json",
+        b'{"counts": {"seconds": 1}, "files": {}}',
+        "counts.accuracy: missing",
+    ),
+    "a marker without its time": (
+        "evaluations/001/committed.json",
+        json.dumps(
+            {"counts": {"seconds": 1, "sequences": 1, "tokens": 1, "accuracy": 1, "target_logp": 1}, "files": {}}
+        ).encode(),
+        "ended: missing",
+    ),
+    "prompts' marker": ("prompts/committed.json", b"[]", "found [], expected dict"),
+    "the sheet of the machine": ("environment.json", b"[1]", "found [1], expected dict"),
+    "a learner's rows": ("iterations/000/learner/metrics.jsonl", b"\xff\n", "line 1: not a step's row"),
+    "a learner's empty file": ("iterations/000/learner/metrics.jsonl", b"", "no rows"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "told"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_of_a_run_is_named_and_its_experiment_still_has_a_report(experiment, name, content, told):
+    run = RunStore.named(experiment.path("runs", "tpaw-0"))
+    run.write_bytes(run.path(*name.split("/")), content)
+    error = invoke(run.root).exception
+    assert isinstance(error, RunError) and str(error).startswith(run.path(name)) and told in str(error)
+    figures = gather_experiment(experiment)
+    assert [run.state for run in figures.runs[1:3]] == ["finished"] * 2 and told in figures.runs[0].state
+    assert invoke(experiment.root).exit_code == 0
+
+
+def test_a_damaged_line_of_the_steps_is_left_out_of_the_curves(made):
+    path = made.store.path("metrics.jsonl")
+    made.store.write_bytes(path, bytes(50) + b"\n{}\n" + made.store.read_bytes(path))
+    assert gather_run(made.store).curves.last == 8
+
+
 def test_what_is_not_committed_is_not_shown(tmp_path):
     run = MadeRun(tmp_path).start(TRAIN, HELDOUT).evaluate(0, right(1)).iterate(0, ["#### 2"] * 3)
     run.say(1, ["#### 3"] * 3)
@@ -203,10 +250,25 @@ def test_the_command_writes_into_the_runs_folder_or_where_it_is_told(made, tmp_p
     assert 'id="samples"' not in page and 'id="accuracy"' in page
 
 
+def test_a_report_is_written_whole_or_not_at_all_and_in_place_of_nothing_but_a_file(made, tmp_path, monkeypatch):
+    (tmp_path / "report.html").write_text("the one before")
+    (tmp_path / "link.html").symlink_to(tmp_path / "report.html")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: 1 / 0)
+        invoke(made.store.root, "--to", tmp_path / "link.html")
+    assert (tmp_path / "report.html").read_text() == "the one before"
+    assert invoke(made.store.root, "--to", tmp_path / "link.html").exit_code == 0
+    assert (tmp_path / "link.html").is_symlink() and "<!doctype html>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    for place in (tmp_path, "/dev/null"):
+        error = invoke(made.store.root, "--to", place).exception
+        assert isinstance(error, RunError) and "is there already and not a file" in str(error)
+
+
 def test_where_there_is_no_run_the_command_says_what_it_expects(tmp_path):
     error = invoke(tmp_path).exception
     assert isinstance(error, RunError) and "neither config.yaml nor experiment.json" in str(error)
-    error = invoke(finished_run(tmp_path).store.root, "--to", tmp_path / "no/such/folder.html").exception
+    (tmp_path / "file").touch()
+    error = invoke(finished_run(tmp_path).store.root, "--to", tmp_path / "file/report.html").exception
     assert isinstance(error, RunError) and "cannot be written" in str(error)
     with pytest.raises(RunError, match="expected the address of a run's folder"):
         RunStore.named("s3://bucket")
@@ -277,6 +339,21 @@ def test_an_experiment_is_tolerant_of_what_is_absent(tmp_path):
     (tmp_path / "experiment.json").write_text('{"table": [{}, {"method": null, "best": 3}], "runs": [{}, 7]}')
     page = experiment_page(gather_experiment(RunStore.named(str(tmp_path))))
     assert "no root is given" in page
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"table": [{"best": {"mean": 1%s}}]}' % ("0" * 400), "an integer of 401 digits"),
+        ('{"more": ' + '[{"a":' * 330 + "1" + "}]" * 330 + "}", "more than 50 deep"),
+        ("[" * 100_000, "recursion"),
+    ],
+    ids=["a number without end", "deep", "deeper than Python reads"],
+)
+def test_an_experiments_file_that_cannot_be_meant_is_named(tmp_path, content, told):
+    (tmp_path / "experiment.json").write_text(content)
+    with pytest.raises(RunError, match=rf"^{tmp_path}/experiment\.json: not valid JSON \(.*{told}"):
+        gather_experiment(RunStore.named(str(tmp_path)))
 
 
 def test_the_command_shows_an_experiment(experiment, tmp_path):

@@ -2,7 +2,9 @@
 
 import json
 import pickle
-from dataclasses import replace
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -173,6 +175,12 @@ def test_an_address_with_keys_in_it_is_refused_and_not_repeated(root):
     assert "wJalr" not in str(raised.value) and "AKID" not in str(raised.value).replace("AWS_ACCESS_KEY_ID", "")
 
 
+@pytest.mark.parametrize("root", ["s3://bucket/a//b", "gs://bucket//a"])
+def test_an_address_with_an_empty_name_is_refused_before_the_store_is_asked(root):
+    with pytest.raises(RunError, match=r"run\.root: found an empty name in the prefix, as in a//b"):
+        RunStore.open(root, "demo")
+
+
 def test_an_address_of_a_file_system_is_a_folder(tmp_path):
     assert RunStore.open(f"file://{tmp_path}", "demo") == RunStore.open(str(tmp_path), "demo")
 
@@ -275,6 +283,47 @@ def test_a_damaged_marker_is_named(store, stage):
         store.counts(stage)
 
 
+DAMAGED_MARKERS = {
+    "no object": (b"[1]", "found [1], expected dict"),
+    "neither counts nor files": (b"{}", "counts: missing"),
+    "no files": (b'{"counts": {}}', "files: missing"),
+    "counts that are none": (b'{"counts": {"rows": [1]}, "files": {}}', "counts.rows: found [1], expected"),
+    "files in a list": (b'{"counts": {}, "files": ["a.bin"]}', "files: found ['a.bin'], expected dict"),
+    "a file without a checksum": (b'{"counts": {}, "files": {"a.bin": {"bytes": 3}}}', "files.a.bin.sha256: missing"),
+    "deep": (b"[" * 100_000, "not valid JSON (maximum recursion depth"),
+    "deeper than ours": (b"[" * 51 + b"]" * 51, "not valid JSON (lists and objects stand more than 50 deep in one another)"),
+    "a number without end": (b'{"counts": {"rows": %s}}' % (b"1" * 400), "not valid JSON (an integer of 400 digits)"),
+    "NULs": (bytes(100), "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize(("content", "told"), DAMAGED_MARKERS.values(), ids=DAMAGED_MARKERS)
+def test_a_marker_of_another_shape_is_named_whatever_is_asked_of_it(on_disk, tmp_path, content, told):
+    stage = on_disk.path("stage")
+    on_disk.write_bytes(f"{stage}/a.bin", b"abc")
+    on_disk.write_bytes(f"{stage}/committed.json", content)
+    for ask in (RunStore.counts, RunStore.checksums, RunStore.verify, RunStore.is_reopened, RunStore.reopen):
+        with pytest.raises(RunError) as raised:
+            ask(on_disk, stage)
+        assert str(raised.value).startswith(f"{stage}/committed.json: ") and told in str(raised.value)
+    with pytest.raises(RunError, match=f"^{stage}/committed.json: "):
+        on_disk.fetch(stage, tmp_path / "copy")
+
+
+def test_a_count_that_a_marker_lacks_is_named_when_it_is_asked_for(store, stage):
+    counts = store.counts(stage)
+    assert "rows" not in counts and counts.get("rows") is None
+    with pytest.raises(RunError, match=r"stage/committed\.json: the run is damaged there \(counts\.rows: missing\)"):
+        counts["rows"]
+
+
+def test_a_file_tells_when_it_changed_and_one_that_is_not_there_is_named(store):
+    store.write_bytes(store.path("a"), b"1")
+    assert abs(store.changed_at(store.path("a")) - time.time()) < 60
+    with pytest.raises(RunError, match="none: cannot be looked at: there is no such file"):
+        store.changed_at(store.path("none"))
+
+
 def test_json_refuses_nan_so_that_every_reader_can_read_it(store):
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.write_json(store.path("a.json"), {"loss": float("nan")})
@@ -312,6 +361,36 @@ def test_every_flipped_bit_in_the_numbers_of_a_table_is_found(on_disk):
         else:  # a bit of what says how the table was written, such as a name
             spoiled += [row.logp for row in found] != [-row / 7 for row in range(200)]
     assert spoiled == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """A row with little to say of itself in a footer."""
+
+    key: str
+    tokens: Sequence[int]
+
+
+def test_a_flipped_bit_of_a_footer_is_told_or_changes_nothing(on_disk):
+    path, rows = on_disk.path("said.parquet"), [Said(key="é", tokens=[9, 8, 7])]
+    on_disk.write_rows(path, rows, Said)
+    content = Path(path).read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    reads = (
+        (lambda: on_disk.read_rows(path, Said), rows),
+        (lambda: on_disk.num_tokens(path, Said, "tokens"), 3),
+        (lambda: on_disk.num_rows(path), 1),
+    )
+    for bit in range(8 * footer, 8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        Path(path).write_bytes(damaged)
+        for read, written in reads:
+            try:
+                assert read() == written, bit
+            except RunError as error:
+                assert str(error).startswith(f"{path}: cannot be read as Parquet")
+        on_disk.key_of(path)  # another key makes the file stale, and so it is made again
 
 
 def test_missing_parquet_is_named(store):
@@ -363,6 +442,7 @@ def test_metrics_grow_by_a_line_a_step(store, log, monkeypatch):
 
 
 def test_restart_drops_the_iteration_and_later_ones(store, log):
+    log.write_update(0, steps(0, 0))
     log.append(steps(0, 0) + steps(1, 0, 1) + steps(2, 0))
     log.restart(1)
     assert rows_in(store) == [(0, 0)]
@@ -370,6 +450,7 @@ def test_restart_drops_the_iteration_and_later_ones(store, log):
 
 def test_restart_drops_a_line_that_was_cut_short_so_that_later_rows_stay_readable(store, log, monkeypatch):
     monkeypatch.setattr("tpaw_ray.runs.metrics.STORE_PAUSE_S", 0.0)
+    log.write_update(0, steps(0, 0))
     log.append(steps(0, 0))
     path = store.path("metrics.jsonl")
     store.write_bytes(path, store.read_bytes(path) + b'{"iteration": 1, "st')
@@ -379,6 +460,7 @@ def test_restart_drops_a_line_that_was_cut_short_so_that_later_rows_stay_readabl
 
 
 def test_settle_puts_the_learners_record_in_place_of_what_the_driver_saw(store, log):
+    log.write_update(0, steps(0, 0, 1))
     log.append(steps(0, 0, 1) + steps(1, 0))
     log.write_update(1, steps(1, 0, 1, 2))
     log.settle(1)
@@ -393,9 +475,53 @@ def test_the_learners_record_reads_back_as_it_was_written(store, log):
     assert log.of_update(0) == []
 
 
+DAMAGED_LINES = {
+    "no JSON": b'{"a',
+    "no UTF-8": b"\xff\xfe\xff",
+    "NULs": bytes(20),
+    "no object": b"[]",
+    "an empty object": b"{}",
+    "deep": b"[" * 100_000,
+    "another type": json.dumps(vars(STEP) | {"players": "x"}).encode(),
+}
+
+
+@pytest.mark.parametrize("line", DAMAGED_LINES.values(), ids=DAMAGED_LINES)
+def test_a_damaged_line_of_the_runs_metrics_is_left_out_and_comes_back_from_the_learners_record(on_disk, line):
+    log, path = MetricsLog(on_disk), Path(on_disk.path("metrics.jsonl"))
+    for iteration in (0, 1):
+        log.write_update(iteration, steps(iteration, 0, 1))
+    log.settle(1)
+    whole = path.read_bytes()
+    for again, expected in ((lambda: log.settle(1), whole), (lambda: log.restart(1), whole[: len(whole) // 2])):
+        path.write_bytes(line + whole[whole.index(b"\n") :])  # in place of the first
+        assert [(row["iteration"], row["step"]) for row in log.rows()] == [(0, 1), (1, 0), (1, 1)]
+        again()
+        assert path.read_bytes() == expected
+
+
+@pytest.mark.parametrize("line", DAMAGED_LINES.values(), ids=DAMAGED_LINES)
+def test_a_damaged_line_of_the_learners_record_is_named_with_where_it_stands_whole(on_disk, line):
+    log, path = MetricsLog(on_disk), Path(f"{on_disk.learner(3)}/metrics.jsonl")
+    log.write_update(3, steps(3, 0, 1))
+    path.write_bytes(path.read_bytes() + line)
+    with pytest.raises(RunError, match=rf"^{path}, line 3: not a step's row .*copy those of iteration 3 from {log.path}$"):
+        log.of_update(3)
+
+
 def test_every_error_crosses_processes_and_has_an_exit_code_of_its_own():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, TpawError)]
     for kind in kinds:
         found = pickle.loads(pickle.dumps(kind("data.jsonl, row 3: no answer")))
         assert (type(found), str(found)) == (kind, "data.jsonl, row 3: no answer")
     assert sorted(kind.exit_code for kind in kinds) == list(range(1, len(kinds) + 1))
+
+
+def test_a_damaged_table_names_the_stage_to_remove_whose_marker_may_lie_above_its_folder(on_disk):
+    path = on_disk.shard(on_disk.prompts("train"), 0)
+    on_disk.write_bytes(path, b"no Parquet")
+    with pytest.raises(RunError, match=f"remove {on_disk.prompts('train')} to have it made again"):
+        on_disk.num_rows(path)
+    on_disk.commit(on_disk.path("prompts"))
+    with pytest.raises(RunError, match=f"remove {on_disk.path('prompts')} to have it made again"):
+        on_disk.num_rows(path)

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.test_schema_and_store import STEP
 from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.config import resolve_config
-from tpaw_ray.errors import ConfigError
+from tpaw_ray.errors import ConfigError, RunError
 from tpaw_ray.runs.continuation import check_same_run
 from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.store import RunStore
@@ -245,6 +245,16 @@ def test_a_run_made_anew_under_the_same_name_is_another_run_of_the_tracker(tmp_p
         with Trackers(config, store, print) as trackers:
             trackers.take(rows_at(0, 0))
     assert [in_trackio(store)["train/loss"] for store in stores] == [[(1, 0.0)], [(1, 0.0)]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("tracking.json", b"[]"), ("tracking.json", b'{"id": 3}'), ("environment.json", b"[1]")]
+)
+def test_a_damaged_note_of_the_run_is_named(tmp_path, name, content):
+    store = RunStore.open(str(tmp_path), "t")
+    store.write_bytes(store.path(name), content)
+    with pytest.raises(RunError, match=rf"^{store.path(name)}: the run is damaged there"):
+        subject_of(config_of(tmp_path, "tensorboard"), store)
 
 
 def test_the_config_and_the_environment_go_along(tmp_path):

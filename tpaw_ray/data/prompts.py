@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -191,7 +191,8 @@ def prepare_prompts(config: Config, store: RunStore, tokenizer: "PreTrainedToken
     """
     folder = store.path("prompts")
     if store.is_committed(folder):
-        return PromptCounts(**store.counts(folder))
+        found = store.counts(folder)
+        return PromptCounts(**{field.name: found[field.name] for field in fields(PromptCounts)})
     store.remove(folder)  # a killed run's shards: its last ones may be beyond those that are written now
     given = config.team.data == "given"
     if given:

@@ -23,9 +23,23 @@ from tpaw_ray.evaluation.sampled import figures_of
 from tpaw_ray.evaluation.subject import Subject
 from tpaw_ray.opponents.messages import Sampling
 from tpaw_ray.opponents.rollouts import Questions, generate
+from tpaw_ray.plain_json import NUMBER
 from tpaw_ray.plan import shards_asked
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.schema import Answer, Generation, Prompt
+
+_FIGURE = {"value": NUMBER, "low": NUMBER | None, "high": NUMBER | None, "method": str}
+RESULT = {
+    "name": str,
+    "split": str,
+    "settings": {"samples": int},
+    "judged": int,
+    "set_aside": int,
+    "accuracy": dict | None,
+    "pass_at": {str: _FIGURE},
+    "majority": dict | None,
+}
+"""What is read of a `result.json` (`plain_json.misfit`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +92,7 @@ def evaluate_exact(subject: Subject, number: int, wanted: ExactMatch, reporter: 
     """
     store, output = subject.store, exact_folder(subject, number, wanted)
     if store.is_committed(output):
-        found: dict[str, Any] = store.read_json(f"{output}/result.json")
+        found: dict[str, Any] = store.read_json(f"{output}/result.json", RESULT)
         return found
     prompts = prompts_of(subject, number, wanted)
     began = time.perf_counter()

@@ -326,7 +326,7 @@ def harness_result(store: RunStore, output: str, name: str, wanted: HarnessRun) 
     metrics: dict[str, Any] = {}
     headlines: dict[str, float] = {}
     for task in wanted.tasks:
-        found = store.read_json(f"{output}/{task.name}.json")
+        found = store.read_json(f"{output}/{task.name}.json", {"results": {str: dict}, "groups": {str: dict}})
         metrics |= found["results"] | found["groups"]
         if task.headline:
             headlines[task.name] = (found["groups"].get(task.name) or found["results"][task.name])[task.headline]

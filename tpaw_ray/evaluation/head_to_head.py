@@ -117,7 +117,7 @@ def _answers(
             {"question_id": question.question_id, "output": turns[0]} for question, turns in zip(questions, said, strict=True)
         ]
         store.write_json(path, rows)
-    return [row["output"] for row in store.read_json(path)]
+    return [row["output"] for row in store.read_json(path, [{"output": str}])]
 
 
 def _text(question: Question) -> str:

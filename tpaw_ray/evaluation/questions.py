@@ -17,6 +17,7 @@ from tpaw_ray.data.rows import ROLES, Message, fields_of
 from tpaw_ray.data.sources import read_conversations
 from tpaw_ray.errors import DataError
 from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Prompt
 from tpaw_ray.wording import listed, one_line, shorten
 
 LONGEST_ID = 1000
@@ -68,7 +69,7 @@ def heldout_questions(config: Config, store: RunStore, split: str, limit: int | 
     wanted = [
         name
         for path in store.files(store.prompts(split))
-        for name in store.read_table(path, ["prompt_id"])["prompt_id"].to_pylist()
+        for name in store.read_columns(path, Prompt, "prompt_id")["prompt_id"].to_pylist()
     ][:limit]
     missing, found = set(wanted), {}
     for heldout in (True, False) if config.data.heldout_path else (False,):

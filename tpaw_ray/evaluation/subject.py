@@ -17,7 +17,7 @@ from tpaw_ray.errors import CheckpointError, ConfigError, RunError
 from tpaw_ray.policy.directory import check_directory
 from tpaw_ray.runs.continuation import check_same_run, differences, started_config
 from tpaw_ray.runs.store import RunStore
-from tpaw_ray.wording import listed
+from tpaw_ray.wording import listed, shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,13 +117,13 @@ def _chosen(checkpoint: str, there: list[int], store: RunStore) -> list[int]:
         return there
     if checkpoint == "last":
         return there[-1:]
-    if not checkpoint.isascii() or not checkpoint.isdigit() or int(checkpoint) not in there:
-        raise RunError(f"--checkpoint: found {checkpoint}, expected all, last or one of {listed(there)} of {store.root}")
+    if not checkpoint.isascii() or not checkpoint.isdigit() or len(checkpoint) > 9 or int(checkpoint) not in there:
+        raise RunError(f"--checkpoint: found {shorten(checkpoint)}, expected all, last or one of {listed(there)} of {store.root}")
     return [int(checkpoint)]
 
 
 def _open_model(path: str, config: Path | None, overrides: Sequence[str], to: str | None) -> Subject:
-    folder = Path(os.path.expanduser(path)).resolve()
+    folder = _absolute(path)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{path}: neither a run's folder (it has no config.yaml) nor a model's (it has no config.json)")
     if config is None:
@@ -131,7 +131,7 @@ def _open_model(path: str, config: Path | None, overrides: Sequence[str], to: st
             f"{path} is a model: name with --config the config of a run, which says with which data, template and engine "
             "settings it is evaluated"
         )
-    target = Path(os.path.expanduser(to or f"evaluations/{folder.name}")).resolve()
+    target = _absolute(to or f"evaluations/{folder.name}")
     place = {"run.name": target.name, "run.root": str(target.parent), "model.path": str(folder)}
     # JSON is YAML, whatever the names hold.
     resolved = load_config(config, [*overrides, *(f"{key}={json.dumps(value)}" for key, value in place.items())])
@@ -139,6 +139,10 @@ def _open_model(path: str, config: Path | None, overrides: Sequence[str], to: st
     store = RunStore.around(str(target))
     check_same_run(resolved, store)
     return Subject(folder.name, resolved, store, {0: str(folder)}, False)
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.realpath(os.path.expanduser(path)))  # Path.resolve raises for links that lead in a circle
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tpaw_ray.config import dump_config
 from tpaw_ray.experiment.phases import Planned, may_start
 from tpaw_ray.placement import Node
+from tpaw_ray.runs.address import told
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.wording import visible
 
@@ -73,9 +74,11 @@ class _Command:
         self._opened = ExitStack()
         folder = self._opened.enter_context(store.filling(store.path("logs", *run.key.split("/"))))
         config, self._output = folder / "config.yaml", folder / "output.txt"
-        config.write_text(dump_config(run.config), encoding="utf-8")
+        with told(str(folder), "written"):
+            config.write_text(dump_config(run.config), encoding="utf-8")
+            output = self._output.open("wb")
         self._started = time.monotonic()
-        with self._output.open("wb") as output:
+        with output:
             self._process = subprocess.Popen(
                 [*PROGRAM, "run", str(config)],
                 stdin=subprocess.DEVNULL,

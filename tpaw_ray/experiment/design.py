@@ -26,6 +26,7 @@ from tpaw_ray.config import (
     with_preset,
 )
 from tpaw_ray.errors import ConfigError
+from tpaw_ray.plain_yaml import DEPTH
 from tpaw_ray.wording import listed, shorten
 
 START = "start"
@@ -48,6 +49,8 @@ class Tuning(Section):
     @classmethod
     def _values_differ(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for axis, values in grid.items():
+            if not all(parts := axis.split(".")) or len(parts) > DEPTH:
+                raise ValueError(f"{shorten(axis)}: expected a dotted key of the config, as in learner.learning_rate")
             if any(value in values[:index] for index, value in enumerate(values)):
                 raise ValueError(f"{axis}: a value stands twice in {shorten(values)}")
             if axis == "preset" or axis.split(".")[0] in _FIXED:
@@ -193,8 +196,10 @@ def quickly(design: Design) -> Design:
     """
     base = dict(design.base)
     merge(base, {"iterations": 1, "data": {}, "evaluation": {}})
-    base["data"]["limit"] = min(base["data"].get("limit") or QUICK_ROWS, QUICK_ROWS)
-    base["evaluation"]["limit"] = min(base["evaluation"].get("limit") or QUICK_HELDOUT, QUICK_HELDOUT)
+    for section, most in (("data", QUICK_ROWS), ("evaluation", QUICK_HELDOUT)):
+        limit = base[section].get("limit")
+        if limit is None or (isinstance(limit, int | float) and limit > most):  # what is no limit is told as without --quick
+            base[section]["limit"] = most
     grid = dict(design.tuning.grid) if design.tuning else {}
     for index, axis in enumerate(grid):
         grid[axis] = grid[axis][: 1 if index else QUICK_VALUES]

@@ -19,12 +19,26 @@ from tpaw_ray.errors import LearnerError, RunError
 from tpaw_ray.experiment.commands import Ended
 from tpaw_ray.experiment.design import Design, Settings, dump_design
 from tpaw_ray.experiment.phases import GIVEN_UP, Choice, Planned
+from tpaw_ray.plain_json import NUMBER, misfit
 from tpaw_ray.plain_yaml import parse_plain_yaml
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.wording import listed
 
 MAY_CHANGE = ("parallel",)
 """What an experiment whose settings are chosen may be given anew."""
+_ENDS = {"low": NUMBER | None, "high": NUMBER | None}
+_SCORES = _ENDS | {"mean": NUMBER, "std": NUMBER | None}
+_COMPARISON = _ENDS | {"to": str, "on": str, "difference": NUMBER, "cohens_d": NUMBER | None}
+_COMPARISON |= {"p": NUMBER | None, "p_holm": NUMBER | None}
+EXPERIMENT = {
+    "protocol": [{"event": str, "at": str}],
+    "failures": [{"run": str, "exit_code": int}],
+    "table": [{"method": str, "seeds": list, "best": _SCORES, "last": _SCORES, "comparisons": [_COMPARISON]}],
+    "runs": [dict],
+}
+"""The shape of `experiment.json` (`plain_json.misfit`), and below that of `choices.json`."""
+_POINT = {"settings": dict, "accuracy": NUMBER | None}
+CHOICES = {"at": str, "methods": {str: {"settings": dict, "points": [_POINT], "at_edge": [str]}}}
 
 
 class Record:
@@ -37,12 +51,12 @@ class Record:
         """
         self.design = design
         self.store = store
-        content = self._read("experiment.json")
+        content = self._read("experiment.json", EXPERIMENT)
         self.protocol: list[dict[str, str]] = content.get("protocol", [])
         self.failures: list[dict[str, Any]] = content.get("failures", [])
         self.table: list[dict[str, Any]] = content.get("table", [])
         self.runs: list[dict[str, Any]] = content.get("runs", [])
-        self._chosen = self._read("choices.json")
+        self._chosen = self._read("choices.json", CHOICES)
         if self._chosen:
             check_same_design(design, store)
             self._note("chosen", self._chosen["at"])  # should its writer have died in between
@@ -125,12 +139,9 @@ class Record:
         if not any(one["event"] == event for one in self.protocol):
             self.protocol.append({"event": event, "at": at})
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str, shape: object) -> dict[str, Any]:
         path = self.store.path(name)
-        content = self.store.read_json(path) if self.store.exists(path) else {}
-        if not isinstance(content, dict):
-            raise RunError(f"{path}: expected a mapping; the experiment is damaged there")
-        return content
+        return self.store.read_json(path, shape) if self.store.exists(path) else {}
 
 
 def check_same_design(design: Design, store: RunStore) -> None:
@@ -144,6 +155,8 @@ def check_same_design(design: Design, store: RunStore) -> None:
         before = parse_plain_yaml(store.read_bytes(path))
     except ValueError as error:
         raise RunError(f"{path}: not valid YAML ({error}); the experiment is damaged there") from error
+    if wrong := misfit(before, dict):
+        raise RunError(f"{path}: the experiment is damaged there ({wrong})")
     now_is = parse_plain_yaml(dump_design(design))
     differing = [part for part in Design.model_fields if part not in MAY_CHANGE and before.get(part) != now_is.get(part)]
     if differing:

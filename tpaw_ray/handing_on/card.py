@@ -177,4 +177,4 @@ def _counts(store: RunStore, directory: str) -> Mapping[str, Any]:
 
 def _sheet(store: RunStore) -> Mapping[str, Any]:
     path = store.path("environment.json")
-    return store.read_json(path) if store.exists(path) else {}
+    return store.read_json(path, {"packages": dict, "cluster": dict}) if store.exists(path) else {}

@@ -1,5 +1,6 @@
 """From a run to a Hugging Face directory on this machine, or on the Hub when told to."""
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -30,7 +31,7 @@ def hand_on(run: str, wanted: str, to: str, *, push: bool) -> tuple[Choice, str]
     made = [number for number in range(config.iterations + 1) if store.is_committed(store.checkpoint(number))]
     choice = choose(wanted, Summary(config, store).rows(), made, config.evaluation.split)
     if not push:
-        return choice, str(_write(store, config, choice, Path(to).expanduser().absolute()))
+        return choice, str(_write(store, config, choice, Path(os.path.expanduser(to)).absolute()))
     with tempfile.TemporaryDirectory() as beside:
         folder = Path(beside) / "model"
         _fill(store, config, choice, folder, called=to)
@@ -39,11 +40,11 @@ def hand_on(run: str, wanted: str, to: str, *, push: bool) -> tuple[Choice, str]
 
 def _write(store: RunStore, config: Config, choice: Choice, folder: Path) -> Path:
     """Fill a folder beside, then rename it: an export is there whole, or not at all."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise RunError(f"--to: {folder} is there already and not an empty folder; choose another or remove it")
     beside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.writing")
     try:
         with told(str(folder), "written"):
+            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+                raise RunError(f"--to: {folder} is there already and not an empty folder; choose another or remove it")
             folder.parent.mkdir(parents=True, exist_ok=True)
             _fill(store, config, choice, beside, called=folder.name)
             beside.rename(folder)

@@ -9,10 +9,12 @@ from typing import Any
 from tpaw_ray.config import Config, dump_config
 from tpaw_ray.errors import RunError
 from tpaw_ray.evaluation.statistics import Interval, Paired, compare, proportion_interval
+from tpaw_ray.plain_json import NUMBER
 from tpaw_ray.runs.continuation import started_config
 from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.store import MARKER, RunStore
 from tpaw_ray.runs.summary import STAGES, Row, Summary
+from tpaw_ray.schema import Answer
 
 POINTS = 1200
 """Points of a curve; of a run with more steps, each is the mean of several in a row."""
@@ -183,7 +185,7 @@ def _verdicts(store: RunStore, checkpoint: int) -> dict[str, bool]:
     """Whether each judged answer of a checkpoint is correct, by prompt."""
     found: dict[str, bool | None] = {}
     for path in store.files(f"{store.evaluation(checkpoint)}/answers"):
-        table = store.read_table(path, ["prompt_id", "correct"])
+        table = store.read_columns(path, Answer, "prompt_id", "correct")
         found.update(zip(table["prompt_id"].to_pylist(), table["correct"].to_pylist(), strict=True))
     return {prompt: correct for prompt, correct in found.items() if correct is not None}
 
@@ -194,7 +196,7 @@ def _waited(store: RunStore, stage: str) -> float:
 
 
 def _ended(store: RunStore, checkpoints: Iterable[int]) -> float | None:
-    markers = [store.read_json(f"{store.evaluation(number)}/{MARKER}") for number in checkpoints]
+    markers = [store.read_json(f"{store.evaluation(number)}/{MARKER}", {"ended": NUMBER}) for number in checkpoints]
     return max((float(marker["ended"]) for marker in markers), default=None)
 
 
@@ -211,9 +213,7 @@ def _environment(store: RunStore) -> dict[str, Facts]:
     path = store.path("environment.json")
     if not store.exists(path):
         return {}
-    content = store.read_json(path)
-    if not isinstance(content, dict):
-        raise RunError(f"{path}: expected an object; the run is damaged there")
+    content = store.read_json(path, dict)
     topics: dict[str, list[tuple[str, str]]] = {"source": [], "machine": []}
     for name, value in content.items():
         if isinstance(value, dict):

@@ -8,6 +8,7 @@ import base64
 import gzip
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,10 +20,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tpaw_ray.errors import RunError
 from tpaw_ray.report.experiment import ExperimentFigures, gather_experiment, is_experiment
 from tpaw_ray.report.figures import Checkpoint, Curves, RunFigures, gather_run
 from tpaw_ray.report.samples import Sample, Samples, SampleSet, gather_samples
-from tpaw_ray.runs.address import told
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.wording import visible
 
@@ -43,8 +44,10 @@ def write_report(path: str, to: Path | None, limit: int) -> str:
     if to is None:
         store.write_bytes(store.path("report.html"), page.encode())
         return store.path("report.html")
-    with told(str(to), "written"):
-        to.write_text(page, encoding="utf-8")
+    place = os.path.realpath(to)  # a link stays one
+    if os.path.lexists(place) and not os.path.isfile(place):
+        raise RunError(f"--to: {to} is there already and not a file; choose another")
+    RunStore.around(place).write_bytes(place, page.encode())
     return str(to)
 
 

@@ -14,6 +14,7 @@ from tpaw_ray.errors import ConfigError
 from tpaw_ray.report.texts import Tokenizer, tokenizer_of
 from tpaw_ray.runs.continuation import started_config
 from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Answer, Generation, Prompt, Score, table_of
 
 SAMPLES = 1000
 """Training prompts, and as many held-out ones, that a report has unless it is asked for another number."""
@@ -108,9 +109,9 @@ def _held_out(store: RunStore, config: Config, tokenizer: Tokenizer, limit: int)
 
 
 def _answers(store: RunStore, checkpoint: int) -> pa.Table:
-    columns = ["prompt_id", "generated_tokens", "answer", "correct"]
     files = store.files(f"{store.evaluation(checkpoint)}/answers")
-    return pa.concat_tables(store.read_table(path, columns) for path in files)
+    tables = [store.read_columns(path, Answer, "prompt_id", "generated_tokens", "answer", "correct") for path in files]
+    return pa.concat_tables(tables) if tables else table_of([], Answer)  # nothing was held out
 
 
 def _said_held_out(table: pa.Table, prompt_ids: Sequence[str], tokenizer: Tokenizer) -> list[Said | None]:
@@ -163,7 +164,7 @@ def _scores_of(store: RunStore, rollout: Rollout) -> Callable[[int], str]:
 def _said_in_training(
     store: RunStore, path: str, prompts: dict[str, list], logps: list[list[float | None]], config: Config, tokenizer: Tokenizer
 ) -> list[Said | None]:
-    table = store.read_table(path, ["prompt_id", "generated_tokens", "finish_reason"])
+    table = store.read_columns(path, Generation, "prompt_id", "generated_tokens", "finish_reason")
     rows = {row["prompt_id"]: row for row in table.to_pylist()}
     found = [rows.get(one) for one in prompts["prompt_id"]]
     tokens = [row["generated_tokens"] if row else [] for row in found]
@@ -203,8 +204,7 @@ def _choose(store: RunStore, split: str, limit: int, total: int) -> list[tuple[s
 
 
 def _prompts(store: RunStore, path: str, rows: Sequence[int]) -> dict[str, list]:
-    columns = ["prompt_id", "row", "prompt_tokens", "target_tokens", "reference_answer"]
-    found: dict[str, list] = store.read_table(path, columns).take(rows).to_pydict()
+    found: dict[str, list] = store.read_columns(path, Prompt).take(rows).to_pydict()
     return found
 
 
@@ -212,7 +212,7 @@ def _logps(store: RunStore, path: str, ids: Sequence[str]) -> list[float | None]
     """Scores by prompt, rounded to a thousandth of a nat; null where they were not made."""
     if not path or not store.exists(path):
         return [None] * len(ids)
-    table = store.read_table(path, ["response_id", "logp"])
+    table = store.read_columns(path, Score, "response_id", "logp")
     found = dict(zip(table["response_id"].to_pylist(), table["logp"].to_pylist(), strict=True))
     return [None if found.get(one) is None else round(found[one], 3) for one in ids]
 

@@ -22,8 +22,8 @@ def open_address(root: str) -> tuple[str, str, fs.FileSystem]:
     `AWS_ENDPOINT_URL`), a profile or the machine's role; those of GCS what `GOOGLE_APPLICATION_CREDENTIALS` names.
 
     Raises:
-        RunError: for a scheme that is not known, and for an address that holds more than bucket and prefix. It may be a secret,
-            so it is not repeated.
+        RunError: for a scheme that is not known, for an address that holds more than bucket and prefix, which may be a secret, so
+            that it is not repeated, and for one with an empty name in it.
     """
     scheme, mark, path = root.partition("://")
     if not mark or scheme == "file":
@@ -36,6 +36,8 @@ def open_address(root: str) -> tuple[str, str, fs.FileSystem]:
             f"run.root: found more than bucket and prefix; expected {scheme}://bucket/prefix. Keys and endpoint are taken from "
             "the environment, as in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
         )
+    if "" in path.rstrip("/").split("/"):
+        raise RunError(f"run.root: found an empty name in the prefix, as in a//b; expected {scheme}://bucket/prefix")
     filesystem = _s3(bucket) if scheme == "s3" else fs.GcsFileSystem()
     return f"{scheme}://", root.rstrip("/"), filesystem
 

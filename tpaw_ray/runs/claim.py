@@ -11,12 +11,13 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tpaw_ray.errors import RunError
+from tpaw_ray.plain_json import misfit
 from tpaw_ray.processes import interrupt
 from tpaw_ray.runs.store import RunStore
 
@@ -48,6 +49,10 @@ class Holder:
         return f"process {self.pid} on {self.host}"
 
 
+CLAIM = {"holder": {field.name: field.type for field in fields(Holder)}, "renewed": int}
+"""The shape of `driver.json` (`plain_json.misfit`)."""
+
+
 class Claim:
     """The claim of this process on a run, held in a `with` block and given back at its end.
 
@@ -62,7 +67,7 @@ class Claim:
         self._store = store
         self._say = say
         self._dead: tuple[Holder, int] | None = None
-        self._path = store.path("driver.json")
+        self._path = _path(store)
         self._renew_s, self._lease_s = renew_s, lease_s
         self._me = Holder.this_process()
         self._over = threading.Event()
@@ -122,14 +127,7 @@ class Claim:
         )
 
     def _read(self) -> tuple[Holder, int] | None:
-        """Who holds the claim, and how often it was renewed; None where nobody does."""
-        if not self._store.exists(self._path):
-            return None
-        content: dict[str, Any] = self._store.read_json(self._path)
-        try:
-            return Holder(**content["holder"]), int(content["renewed"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{self._path}: not a driver's claim ({error}); remove it if no driver plays this run") from error
+        return _claim_on(self._store)
 
     def _write(self, renewed: int) -> None:
         self._store.write_json(self._path, {"holder": asdict(self._me), "renewed": renewed})
@@ -145,6 +143,31 @@ class Claim:
                     return
                 renewed += 1
                 self._write(renewed)
+
+
+def holder_of(store: RunStore) -> Holder | None:
+    """Who holds the claim on a run, dead or alive (`Holder.is_dead`); None where nobody does.
+
+    Raises:
+        RunError: when `driver.json` is damaged.
+    """
+    found = _claim_on(store)
+    return found[0] if found else None
+
+
+def _claim_on(store: RunStore) -> tuple[Holder, int] | None:
+    """Who holds the claim, and how often it was renewed; None where nobody does."""
+    path = _path(store)
+    if not store.exists(path):
+        return None
+    content: dict[str, Any] = store.read_json(path)
+    if wrong := misfit(content, CLAIM):
+        raise RunError(f"{path}: not a driver's claim ({wrong}); remove it if no driver plays this run")
+    return Holder(**{field.name: content["holder"][field.name] for field in fields(Holder)}), content["renewed"]
+
+
+def _path(store: RunStore) -> str:
+    return store.path("driver.json")
 
 
 def _machine() -> str:

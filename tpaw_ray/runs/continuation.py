@@ -34,12 +34,17 @@ def check_same_run(config: Config, store: RunStore) -> None:
     """Refuse a config that differs from the one the run was started with, but for what of `MAY_CHANGE` is not `STAYS`.
 
     Raises:
-        RunError: with the differing fields, or when the run's `config.yaml` is damaged.
+        RunError: with the differing fields, or when the run's `config.yaml` is damaged or gone.
     """
-    path = store.path("config.yaml")
-    made = (store.path("prompts"), store.path("iterations"), store.checkpoint(0))
-    if not store.exists(path) or not any(map(store.exists, made)):  # nothing was made of the config yet
+    path, places = store.path("config.yaml"), (store.path("prompts"), store.path("iterations"), store.checkpoint(0))
+    made = [place for place in places if store.exists(place)]
+    if not made:  # of the config; it may still become another one
         return
+    if not store.exists(path):
+        raise RunError(
+            f"{path}: missing, although {store.inside(made[0])} was made of it; put the config back as it was, or choose another "
+            "run.name"
+        )
     # Resolved anew, so that a field which a later version brought counts with its default.
     started = started_config(store)
     differing = [

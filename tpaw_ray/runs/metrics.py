@@ -2,9 +2,12 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from tpaw_ray.errors import RunError
+from tpaw_ray.plain_json import NUMBER, misfit, parse_plain_json
 from tpaw_ray.runs.store import RunStore
 
 STORE_PAUSE_S = 30.0
@@ -52,10 +55,16 @@ class StepMetrics:
     seconds: float
 
 
+_KINDS: dict[Any, Any] = {int: int, float: NUMBER, float | None: NUMBER | None, list[int]: [int], list[float]: [NUMBER]}
+ROW = {field.name: _KINDS[field.type] for field in fields(StepMetrics)}
+"""The shape of a line (`plain_json.misfit`)."""
+
+
 class MetricsLog:
     """Step rows: the learner writes `iterations/…/learner/metrics.jsonl`, the driver copies them into the run's `metrics.jsonl`.
 
-    The run's file grows by a line a step; rows of an update that is done again are dropped before it starts.
+    The run's file grows by a line a step, and is made anew from the learner's before an update and after it. So the learner's
+    must be whole; of the run's, in which a power cut may leave anything, lines that cannot be read are left out.
     """
 
     def __init__(self, store: RunStore) -> None:
@@ -81,28 +90,46 @@ class MetricsLog:
 
     def rows(self) -> list[dict[str, Any]]:
         """The run's rows so far, those of an update under way included."""
-        return self._read(self.path)
+        found = []
+        for line in self._lines(self.path):
+            with suppress(ValueError):
+                found.append(_row(line))
+        return found
 
     def of_update(self, iteration: int) -> list[dict[str, Any]]:
-        """The rows of a finished update."""
-        return self._read(f"{self.store.learner(iteration)}/metrics.jsonl")
+        """The rows of a finished update.
+
+        Raises:
+            RunError: naming the line that is damaged.
+        """
+        path, found = f"{self.store.learner(iteration)}/metrics.jsonl", []
+        for number, line in enumerate(self._lines(path), 1):
+            try:
+                found.append(_row(line))
+            except ValueError as error:
+                raise RunError(
+                    f"{path}, line {number}: not a step's row ({error}); copy those of iteration {iteration} from {self.path}"
+                ) from error
+        return found
 
     def restart(self, iteration: int) -> None:
         """Drop the rows of an iteration, and of later ones, from the run's file."""
         self._waiting = b""
-        self._write(self.path, [row for row in self._read(self.path) if row["iteration"] < iteration])
+        self._write(self.path, [row for earlier in range(iteration) for row in self.of_update(earlier)])
 
     def settle(self, iteration: int) -> None:
         """Put the learner's record of an iteration into the run's file, in place of what a killed driver may have missed."""
-        self._waiting = b""
-        earlier = [row for row in self._read(self.path) if row["iteration"] < iteration]
-        self._write(self.path, earlier + self.of_update(iteration))
+        self.restart(iteration + 1)
 
-    def _read(self, path: str) -> list[dict[str, Any]]:
-        if not self.store.exists(path):
-            return []
-        lines = self.store.read_bytes(path).decode().split("\n")[:-1]  # a line cut short by a kill is left out
-        return [json.loads(line) for line in lines]
+    def _lines(self, path: str) -> list[bytes]:
+        return self.store.read_bytes(path).splitlines() if self.store.exists(path) else []
 
     def _write(self, path: str, rows: list[dict[str, Any]]) -> None:
         self.store.write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    row: dict[str, Any] = parse_plain_json(line)
+    if wrong := misfit(row, ROW):
+        raise ValueError(wrong)
+    return row

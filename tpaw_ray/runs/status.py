@@ -7,6 +7,7 @@ from statistics import fmean
 
 from tpaw_ray.config import Config
 from tpaw_ray.errors import RunError
+from tpaw_ray.plain_json import NUMBER
 from tpaw_ray.runs.claim import LEASE_S, Holder, holder_of
 from tpaw_ray.runs.continuation import started_config
 from tpaw_ray.runs.metrics import MetricsLog
@@ -108,7 +109,9 @@ def _seconds_left(config: Config, store: RunStore, iteration: int) -> float | No
         return 0.0
     if iteration == 0:
         return None
-    ended = [store.read_json(f"{store.evaluation(number)}/{MARKER}")["ended"] for number in range(iteration + 1)]
+    ended = [
+        store.read_json(f"{store.evaluation(number)}/{MARKER}", {"ended": NUMBER})["ended"] for number in range(iteration + 1)
+    ]
     mean = fmean([after - before for before, after in pairwise(ended)][-RECENT:])
     return (config.iterations - iteration) * mean - min(time.time() - ended[-1], mean)
 

@@ -37,13 +37,36 @@ from pyarrow import fs
 from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.errors import RunError
 from tpaw_ray.faults import Place, reached
+from tpaw_ray.plain_json import NUMBER, misfit, parse_plain_json
 from tpaw_ray.runs.address import open_address, told
 from tpaw_ray.runs.copies import BLOCK, cache_folder, copy_all, copy_of
 from tpaw_ray.schema import arrow_schema, rows_of, table_of
+from tpaw_ray.wording import listed
 
 MARKER = "committed.json"
+MARKED = {"counts": {str: NUMBER | str | None}, "files": {str: {"bytes": int, "sha256": str}}}
+"""The shape of a marker (`plain_json.misfit`)."""
+UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError, KeyError)
+"""What pyarrow raises where a Parquet file is damaged."""
 Row = TypeVar("Row")
 Found = TypeVar("Found")
+
+
+def _check_rows(found: int, file: pq.ParquetFile) -> None:
+    """Compare a number of rows with what a file's footer says, which has no checksum as the pages have."""
+    if found != file.metadata.num_rows:
+        raise pa.ArrowInvalid(f"found {found} rows, expected {file.metadata.num_rows}")
+
+
+class Counts(dict[str, Any]):
+    """The counts of a marker. One that is asked for and is not there is a `RunError` that names the marker."""
+
+    def __init__(self, counts: dict[str, Any], path: str) -> None:
+        super().__init__(counts)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise RunError(f"{self._path}: the run is damaged there (counts.{name}: missing)")
 
 
 @dataclass(frozen=True)
@@ -156,6 +179,18 @@ class RunStore:
         with told(path, "looked at"):
             return self.filesystem.get_file_info(self.at(path)).type != fs.FileType.NotFound
 
+    def changed_at(self, path: str) -> float:
+        """When a file last changed: Unix time, by the clock of the machine or the store that it lies on.
+
+        Raises:
+            RunError: when there is no such file.
+        """
+        with told(path, "looked at"):
+            changed = self.filesystem.get_file_info(self.at(path)).mtime_ns
+            if changed is None:
+                raise FileNotFoundError(path)
+        return changed / 1e9
+
     def write_bytes(self, path: str, content: bytes) -> None:
         """Write a file whole or not at all.
 
@@ -224,12 +259,15 @@ class RunStore:
     def write_json(self, path: str, value: Any) -> None:
         self.write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
-    def read_json(self, path: str) -> Any:
-        """Raises `RunError` naming the file when it is not JSON."""
+    def read_json(self, path: str, shape: Any = object) -> Any:
+        """The value in a JSON file. Raises `RunError` naming the file when it is not JSON, or not of the shape (`misfit`)."""
         try:
-            return json.loads(self.read_bytes(path))
+            found = parse_plain_json(self.read_bytes(path))
         except ValueError as error:
             raise RunError(f"{path}: not valid JSON ({error}); the run is damaged there") from error
+        if wrong := misfit(found, shape):
+            raise RunError(f"{path}: the run is damaged there ({wrong})")
+        return found
 
     def write_rows(self, path: str, rows: list[Row], row_type: type[Row], *, key: str = "") -> None:
         """Write rows as one Parquet file, whole or not at all. `key` is kept with them for `key_of`."""
@@ -240,46 +278,62 @@ class RunStore:
 
     def key_of(self, path: str) -> str:
         """The key a file of rows was written with; empty where it has none or is damaged."""
+        content = pa.BufferReader(self.read_bytes(path))
         try:
-            found = pq.ParquetFile(pa.BufferReader(self.read_bytes(path))).schema_arrow.metadata or {}
-        except (OSError, pa.ArrowInvalid):
+            return bytes((pq.ParquetFile(content).schema_arrow.metadata or {}).get(b"key", b"")).decode()
+        except UNREADABLE:
             return ""
-        return bytes(found.get(b"key", b"")).decode()
 
     def read_rows(self, path: str, row_type: type[Row]) -> list[Row]:
         """The rows of a Parquet file. Raises `RunError` naming the file when it cannot be read or lacks a column."""
         return rows_of(self.read_columns(path, row_type), row_type)
 
-    def read_columns(self, path: str, row_type: type) -> pa.Table:
-        """The columns of a row type from a Parquet file, as its schema has them. Raises `RunError` as `read_rows` does."""
-        table, schema = self.read_table(path), arrow_schema(row_type)
-        try:
-            return table.select(schema.names).cast(schema)
-        except KeyError as error:
-            found = ", ".join(table.column_names)
-            raise RunError(f"{path}: {error.args[0]}; found columns {found}, expected those of {row_type.__name__}") from error
+    def read_columns(self, path: str, row_type: type, *names: str) -> pa.Table:
+        """The columns of a row type from a Parquet file, or those that are named, as its schema has them.
 
-    def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
-        """A Parquet file as a table, or some columns of it. Raises `RunError` naming the file when it cannot be read, or a page
-        of it is not as it was written."""
-        return self._parquet(path, lambda source: pq.read_table(source, columns=columns, page_checksum_verification=True))
+        Raises:
+            RunError: naming the file when it cannot be read, lacks one, or a page of it is not as it was written.
+        """
+        whole = arrow_schema(row_type)
+        schema = pa.schema([whole.field(name) for name in names or whole.names])
+
+        def read(file: pq.ParquetFile) -> pa.Table:
+            if missing := [name for name in schema.names if name not in file.schema_arrow.names]:
+                raise pa.ArrowInvalid(f"no {listed(missing)}; found columns {listed(file.schema_arrow.names)}")
+            table = file.read(schema.names).select(schema.names).cast(schema)
+            _check_rows(len(table), file)
+            return table
+
+        return self._parquet(path, read)
 
     def num_rows(self, path: str) -> int:
         """Rows of a Parquet file, from its footer. Raises `RunError` naming the file when it cannot be read."""
-        return self._parquet(path, lambda source: int(pq.ParquetFile(source).metadata.num_rows))
+        return self._parquet(path, lambda file: int(file.metadata.num_rows))
 
-    def _parquet(self, path: str, read: Callable[[pa.NativeFile], Found]) -> Found:
+    def _parquet(self, path: str, read: Callable[[pq.ParquetFile], Found]) -> Found:
         try:
             with self.filesystem.open_input_file(self.at(path)) as source:
-                return read(source)
-        except (OSError, pa.ArrowInvalid) as error:
+                file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
+                _check_rows(sum(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)), file)
+                return read(file)
+        except UNREADABLE as error:
             if self.scheme and not isinstance(error, FileNotFoundError):
                 self.read_bytes(path)  # raises when it is the store that fails, and nothing should be removed for that
-            raise RunError(f"{path}: cannot be read as Parquet ({error}); remove its folder to have it made again") from error
+            stage = self._stage_of(path)
+            raise RunError(f"{path}: cannot be read as Parquet ({error}); remove {stage} to have it made again") from error
 
-    def num_tokens(self, path: str, column: str, take: int | None = None) -> int:
-        """Tokens in a column of token ids, in the first `take` rows. Raises `RunError` as `read_table` does."""
-        lengths = pc.list_value_length(self.read_table(path, [column])[column].slice(0, take))
+    def _stage_of(self, path: str) -> str:
+        """The folder of the committed stage that a file belongs to; its own folder where it belongs to none."""
+        own = folder = path.rpartition("/")[0]
+        while len(folder) > len(self.root):
+            if self.is_committed(folder):
+                return folder
+            folder = folder.rpartition("/")[0]
+        return own
+
+    def num_tokens(self, path: str, row_type: type, column: str, take: int | None = None) -> int:
+        """Tokens in a column of token ids, in the first `take` rows. Raises `RunError` as `read_columns` does."""
+        lengths = pc.list_value_length(self.read_columns(path, row_type, column)[column].slice(0, take))
         return int(pc.sum(lengths).as_py() or 0)
 
     def files(self, directory: str) -> list[str]:
@@ -359,6 +413,7 @@ class RunStore:
         Raises:
             RunError: naming the first file that is not as it was committed.
         """
+        self._marker(directory)  # a damaged one is named where it lies
         with told(directory, f"copied to {folder}"):
             copy_all(self.filesystem, self.at(directory), fs.LocalFileSystem(), str(folder))
         RunStore.around(str(folder)).verify(str(folder), directory)
@@ -386,18 +441,18 @@ class RunStore:
 
     def reopen(self, directory: str) -> None:
         """Take the checksums out of a stage's marker, since its files are about to be made again. Its counts stay."""
-        self.write_json(f"{directory}/{MARKER}", self.read_json(f"{directory}/{MARKER}") | {"files": {}})
+        self.write_json(f"{directory}/{MARKER}", self._marker(directory) | {"files": {}})
 
     def is_reopened(self, directory: str) -> bool:
         """Whether a stage was reopened and not committed since."""
-        return self.is_committed(directory) and not self.read_json(f"{directory}/{MARKER}")["files"]
+        return self.is_committed(directory) and not self._marker(directory)["files"]
 
     def is_committed(self, directory: str) -> bool:
         return self.exists(f"{directory}/{MARKER}")
 
-    def counts(self, directory: str) -> dict[str, Any]:
+    def counts(self, directory: str) -> Counts:
         """The counts a committed stage was marked with."""
-        return self.read_json(f"{directory}/{MARKER}")["counts"]
+        return Counts(self._marker(directory)["counts"], f"{directory}/{MARKER}")
 
     def verify(self, directory: str, called: str = "") -> None:
         """Compare a committed stage's files with their checksums; a copy is `called` what it was copied from.
@@ -405,7 +460,7 @@ class RunStore:
         Raises:
             RunError: naming the first file that is missing or differs.
         """
-        for name, expected in self.read_json(f"{directory}/{MARKER}")["files"].items():
+        for name, expected in self._marker(directory)["files"].items():
             path = f"{directory}/{name}"
             found = self._measure(path) if self.exists(path) else None
             if found != (expected["bytes"], expected["sha256"]):
@@ -414,7 +469,10 @@ class RunStore:
 
     def checksums(self, directory: str) -> dict[str, str]:
         """The SHA-256 of every file of a committed stage, from its marker."""
-        return {name: found["sha256"] for name, found in self.read_json(f"{directory}/{MARKER}")["files"].items()}
+        return {name: found["sha256"] for name, found in self._marker(directory)["files"].items()}
+
+    def _marker(self, directory: str) -> dict[str, Any]:
+        return self.read_json(f"{directory}/{MARKER}", MARKED)
 
     def checksum(self, path: str) -> str:
         """The SHA-256 of a file."""

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tpaw_ray.config import Config
+from tpaw_ray.errors import RunError
 from tpaw_ray.runs.health import NOTHING, Said, warnings_of
 from tpaw_ray.runs.metrics import MetricsLog
 from tpaw_ray.runs.store import RunStore
@@ -63,8 +64,7 @@ class Summary:
 
     def warnings(self, iteration: int) -> list[str]:
         """What looks wrong in an iteration whose update is done."""
-        steps = MetricsLog(self.store).of_update(iteration)
-        return warnings_of(steps, self._said(iteration), self._said(iteration - 1), self.config.warnings)
+        return warnings_of(self._steps(iteration), self._said(iteration), self._said(iteration - 1), self.config.warnings)
 
     def rows(self) -> list[Row]:
         """The rows of all evaluated checkpoints of the configured iterations."""
@@ -90,14 +90,24 @@ class Summary:
         said = NOTHING
         for counts in map(self.store.counts, self._new_rollouts(iteration) if iteration >= 0 else []):
             if "empty" in counts:  # a run that an earlier version began did not count them
-                names = ("sequences", "empty", "cut_off")
                 without = tuple(counts.get("set_aside", "").split())
-                counts = counts | {"sequences": counts["sequences"] - len(without)}
-                said += Said(tokens=counts["generated"], set_aside=without, **{name: counts[name] for name in names})
+                said += Said(
+                    sequences=counts["sequences"] - len(without),
+                    empty=counts["empty"],
+                    cut_off=counts["cut_off"],
+                    tokens=counts["generated"],
+                    set_aside=without,
+                )
         return said
 
-    def _rewards(self, iteration: int) -> dict[str, Any]:
+    def _steps(self, iteration: int) -> list[dict[str, Any]]:
         rows = MetricsLog(self.store).of_update(iteration)
+        if not rows:
+            raise RunError(f"{self.store.learner(iteration)}/metrics.jsonl: the run is damaged there (no rows)")
+        return rows
+
+    def _rewards(self, iteration: int) -> dict[str, Any]:
+        rows = self._steps(iteration)
         last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
         triplets = sum(row["triplets"] for row in last)
         if last[0]["target_reward"] is None:  # an update on targets alone

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.config import Config
 from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Generation, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +65,11 @@ def scores_of(shard: ScoreShard) -> str:
 def num_tokens(shards: Sequence[ScoreShard], store: RunStore) -> int:
     """Tokens that scoring runs through a model, prompts included."""
     return sum(
-        store.num_tokens(shard.prompts, "prompt_tokens", shard.take)
+        store.num_tokens(shard.prompts, Prompt, "prompt_tokens", shard.take)
         + (
-            store.num_tokens(shard.generations, "generated_tokens")
+            store.num_tokens(shard.generations, Generation, "generated_tokens")
             if shard.generations
-            else store.num_tokens(shard.prompts, "target_tokens", shard.take)
+            else store.num_tokens(shard.prompts, Prompt, "target_tokens", shard.take)
         )
         for shard in shards
     )

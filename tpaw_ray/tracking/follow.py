@@ -152,9 +152,9 @@ def subject_of(config: Config, store: RunStore) -> Subject:
     path = store.path("tracking.json")
     if not store.exists(path):
         store.write_json(path, {"id": f"{config.run.name}-{uuid.uuid4().hex[:8]}"})
-    known = str(store.read_json(path)["id"])
+    known: str = store.read_json(path, {"id": str})["id"]
     sheet = store.path("environment.json")
-    environment = store.read_json(sheet) if store.exists(sheet) else {}
+    environment = store.read_json(sheet, dict) if store.exists(sheet) else {}
     return Subject(
         id=known,
         name=config.run.name,
