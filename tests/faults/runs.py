@@ -18,8 +18,9 @@ TITLES = {"opponent": "ray::Opponent", "scorer": "ray::Scorer", "learner worker"
 """What Ray calls the processes of each kind of actor."""
 TIMED = ("seconds", "tokens_per_s", "ended", "waited")
 """What differs between two runs of the same config, in any JSON of the run's folder."""
-LINGERING = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Idle processes of Ray's own that see only after a minute or two that a killed driver's Ray is gone."""
+LINGERING = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "default_worker.py")
+"""Processes of Ray's own that see late that a killed driver's Ray is gone: idle agents after a minute or two, and a worker that was
+just starting, which nobody has given any work, after half a minute."""
 SKIPPED = ("environment.json", "driver.json", "ray_train/")
 
 
@@ -111,7 +112,7 @@ class Victim:
     def await_silence(self, timeout_s: float = 180, but: tuple[str, ...] = ()) -> None:
         """Wait until no process of any start of the command is left, `but` some, as must be once its driver has ended."""
         deadline = time.monotonic() + timeout_s
-        while left := [one for one in self._living() if not (but and one[1].startswith(but))]:
+        while left := [one for one in self._living() if not any(name in one[1] for name in but)]:
             assert time.monotonic() < deadline, f"left behind: {left}"
             time.sleep(0.2)
 
