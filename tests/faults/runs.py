@@ -19,8 +19,8 @@ TITLES = {"opponent": "ray::Opponent", "scorer": "ray::Scorer", "learner worker"
 TIMED = ("seconds", "tokens_per_s", "ended", "waited")
 """What differs between two runs of the same config, in any JSON of the run's folder."""
 LINGERING = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "default_worker.py")
-"""Processes of Ray's own that see late that a killed driver's Ray is gone: idle agents after a minute or two, and a worker that was
-just starting, which nobody has given any work, after half a minute."""
+"""Processes of Ray's own that see late that a killed driver's Ray is gone: idle agents after a minute or two, and a worker that
+was just starting, which nobody has given any work, after half a minute."""
 SKIPPED = ("environment.json", "driver.json", "ray_train/")
 
 
