@@ -22,7 +22,7 @@ export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 RAY_USAGE_STATS_ENABLED=0
 export PATH="$(dirname "$RAY"):$PATH" # jobs run this environment's python
 unset RAY_ADDRESS
 
-# A node is a process group of its own: `ray start --block` and all that it starts.
+# A node is a session of its own: `ray start --block` and all that it starts.
 start() { # NAME ARGUMENTS…
   local name=$1
   shift
@@ -74,19 +74,19 @@ node)
   ;;
 kill)
   for file in "$STATE/${2:?the number of a node}"-*.pid; do
-    kill -KILL -- "-$(cat "$file")"
+    pkill -KILL -s "$(cat "$file")"
   done
   ;;
 down)
   for file in $(find "$STATE" -name '*.pid' 2>/dev/null | sort -r); do
-    kill -TERM -- "-$(cat "$file")" 2>/dev/null || true
+    pkill -TERM -s "$(cat "$file")" || true
   done
   for file in $(find "$STATE" -name '*.pid' 2>/dev/null); do
     for _ in $(seq 60); do
-      kill -0 -- "-$(cat "$file")" 2>/dev/null || break
+      pgrep -s "$(cat "$file")" >/dev/null || break
       sleep 0.5
     done
-    kill -KILL -- "-$(cat "$file")" 2>/dev/null || true
+    pkill -KILL -s "$(cat "$file")" || true
     rm -f "$file"
   done
   ;;
