@@ -146,7 +146,8 @@ def _duration(seconds: float) -> str:
     ('7 s', '2 min 30 s', '2 h 1 min', '2 d 7 h')
     """
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    left, told = round(seconds), []
+    left = round(seconds)
+    told: list[str] = []
     for name, size in units:
         if left >= size or (name == "s" and not told):
             told.append(f"{left // size} {name}")
