@@ -45,6 +45,11 @@ def test_what_is_done_and_what_is_to_come(made):
     ]
 
 
+def test_of_a_stage_whose_extent_is_not_known_what_is_there_is_told(made):
+    made.store.remove(f"{made.store.path('prompts')}/{MARKER}")
+    assert told(made)[2:] == ["  prompts       4 shards", "  start model   done", "  evaluate 000  done"]
+
+
 def test_an_update_is_told_in_steps(made):
     made.iterate(0, ["2"] * 4)
     assert "  update        4 of 4 steps" in told(made)  # taken, but its checkpoint is not there

@@ -20,7 +20,7 @@ RECENT = 3
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """A stage of the iteration under way; `done` of `total` shards, of the update steps; 0 of 0 where that is not known yet."""
+    """A stage of the iteration under way; `done` of `total` shards, of the update steps. `total` is 0 where it is not known."""
 
     name: str
     committed: bool
@@ -94,7 +94,7 @@ def _stages(config: Config, store: RunStore, iteration: int) -> tuple[StageStatu
 def _stage(store: RunStore, name: str, folder: str, total: int = 0) -> StageStatus:
     committed = store.is_committed(folder)
     done = total if committed else len([path for path in store.files(folder) if path.endswith(".parquet")])
-    return StageStatus(name=name, committed=committed, done=min(done, total), total=total)
+    return StageStatus(name=name, committed=committed, done=min(done, total or done), total=total)
 
 
 def _update(store: RunStore, iteration: int) -> StageStatus:
@@ -125,8 +125,9 @@ def lines_of(status: Status) -> list[str]:
     width = max(len(stage.name) for stage in status.stages)
     for stage in status.stages:
         unit = "steps" if stage.name == "update" else "shards"
-        of = f"{stage.done} of {stage.total} {unit}" if stage.done else "to come"
-        lines.append(f"  {stage.name:<{width}}  {'done' if stage.committed else of}")
+        of = f"{stage.done} of {stage.total} {unit}" if stage.total else f"{stage.done} {unit}"
+        under_way = of if stage.done else "to come"
+        lines.append(f"  {stage.name:<{width}}  {'done' if stage.committed else under_way}")
     return lines
 
 
