@@ -43,6 +43,10 @@ alive() { # NAME
   [ -e "$STATE/$1.pid" ] && kill -0 "$(cat "$STATE/$1.pid")" 2>/dev/null
 }
 
+exports() {
+  echo "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$STATE/token RAY_ADDRESS=http://127.0.0.1:$DASHBOARD"
+}
+
 case ${1:-} in
 up)
   if alive 0-head; then
@@ -62,12 +66,16 @@ up)
     fi
     sleep 0.5
   done
+  if ! "$RAY" list nodes --address="http://127.0.0.1:$DASHBOARD" >/dev/null 2>&1; then
+    echo "the head did not come up within a minute; see $STATE/0-head.log" >&2
+    exit 1
+  fi
   for _ in $(seq "${3:-1}"); do add learner >/dev/null; done
   for _ in $(seq "${2:-2}"); do add opponent >/dev/null; done
-  exec "$0" env
+  exports
   ;;
 env)
-  echo "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$STATE/token RAY_ADDRESS=http://127.0.0.1:$DASHBOARD"
+  exports
   ;;
 node)
   add "${2:?a role: opponent or learner}"

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from tpaw_ray.config import dump_config, load_config, load_fine_tuning
-from tpaw_ray.errors import TpawError
+from tpaw_ray.errors import INTERRUPTED, TpawError
 from tpaw_ray.evaluate import app as evaluate
 from tpaw_ray.wording import visible
 
@@ -24,7 +24,6 @@ app = typer.Typer(
     "7 generation · 8 learner · 130 interrupted.",
 )
 app.add_typer(evaluate, name="evaluate")
-INTERRUPTED = 130
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's config; see docs/config.md.")]
 Overrides = Annotated[
     list[str] | None,

@@ -1,5 +1,8 @@
 """What a user can be told. Every error here crosses Ray process boundaries, so each pickles by its message."""
 
+INTERRUPTED = 130
+"""The exit code of a command that was interrupted, as shells have it: 128 + SIGINT."""
+
 
 class TpawError(Exception):
     """Base of every error whose message is meant for the user: what was found, where, and what is expected.

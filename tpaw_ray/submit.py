@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tpaw_ray.config import Config, load_config
-from tpaw_ray.errors import ConfigError, ResourceError
+from tpaw_ray.errors import INTERRUPTED, ConfigError, ResourceError
 
 STOP_S = 150
 """How long a stopped run may take to end by itself: a store that does not answer is tried for over a minute."""
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +72,19 @@ def submit(job: Job, address: str | None, say: Callable[[str], object], show: Ca
         client = JobSubmissionClient(address)
         client.submit_job(entrypoint=job.entrypoint, submission_id=job.job_id, runtime_env=job.runtime_env)
     except Exception as error:  # requests', Ray's and bare ones, for whatever the server answered
-        raise ResourceError(f"the job server at {address or os.environ.get('RAY_ADDRESS')} took no job: {error}") from error
+        server = address or os.environ.get("RAY_ADDRESS") or "this machine"
+        raise ResourceError(f"the job server at {server} took no job: {error}") from error
     say(f"submitted {job.job_id}; `ray job logs -f {job.job_id}` shows it, `ray job stop {job.job_id}` ends it")
     if not follow:
         return 0
     try:
         asyncio.run(_follow(client, job.job_id, show))
+        info = client.get_job_info(job.job_id)
     except KeyboardInterrupt:
         say(f"{job.job_id} goes on; `ray job stop {job.job_id}` ends it")
         return INTERRUPTED
-    info = client.get_job_info(job.job_id)
+    except Exception as error:  # aiohttp's, Ray's and bare ones, when the connection is lost
+        raise ResourceError(f"{job.job_id} is out of sight, and may go on: {error}; `ray job logs -f {job.job_id}`") from error
     if info.driver_exit_code is None and info.status != "STOPPED":
         raise ResourceError(f"{job.job_id}: {str(info.status).lower()}: {info.message}")
     say(f"{job.job_id}: {str(info.status).lower()}" + ("; the same command continues it" if info.driver_exit_code else ""))

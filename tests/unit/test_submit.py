@@ -50,3 +50,25 @@ def test_a_job_server_that_is_not_there_is_told_of(config, tmp_path):
     job = job_of(config, [], tmp_path / "uploaded", [], "one")
     with pytest.raises(ResourceError, match=r"the job server at http://127\.0\.0\.1:9 took no job"):
         submit(job, "http://127.0.0.1:9", print, print, follow=True)
+
+
+class Lost:
+    """Stands in for Ray's job client: takes the job, then loses the connection."""
+
+    def __init__(self, address):
+        pass
+
+    def submit_job(self, **job):
+        pass
+
+    async def tail_job_logs(self, job_id):
+        yield "a line\n"
+        raise RuntimeError("connection reset")
+
+
+def test_a_connection_that_is_lost_says_that_the_job_may_go_on(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Lost)
+    job, shown = job_of(config, [], tmp_path / "uploaded", [], "one"), []
+    with pytest.raises(ResourceError, match="one is out of sight, and may go on: connection reset"):
+        submit(job, "http://127.0.0.1:9", print, shown.append, follow=True)
+    assert shown == ["a line\n"]
