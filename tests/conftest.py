@@ -34,7 +34,7 @@ def actors():
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            title = " ".join(process.cmdline())
+            title = " ".join(process.cmdline()).strip()  # Ray pads its titles with spaces
         except psutil.Error:
             continue  # it ended while we looked
         if title.startswith(tuple(f"ray::{actor}" for actor in ACTORS)):

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,14 +28,29 @@ GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=24)
 DRAWN = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=64)
 
 
+@contextmanager
+def at_work(roster):
+    """A roster that ends with the block, its ledger too, whatever still holds it (a caught error's traceback does)."""
+    try:
+        yield roster
+    finally:
+        roster.retire_all()
+
+
 @pytest.fixture(scope="module")
 def roster(ray_session, tiny_model):
     """Two engines of the tiny model as checkpoint 0."""
-    roster = Roster(SETTINGS, engines(2))
-    roster.host(0, str(tiny_model), str(tiny_model / "committed.json"))
-    roster.wait_ready(0)
-    yield roster
-    roster.retire_all()
+    with at_work(Roster(SETTINGS, engines(2))) as roster:
+        roster.host(0, str(tiny_model), str(tiny_model / "committed.json"))
+        roster.wait_ready(0)
+        yield roster
+
+
+@pytest.fixture
+def a_roster(ray_session):
+    """A roster of one engine a checkpoint, that nobody is on yet."""
+    with at_work(Roster(SETTINGS, engines(1))) as roster:
+        yield roster
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +182,10 @@ def test_a_killed_process_is_replaced_and_its_calls_are_answered_all_the_same(pa
     assert stats(pair[0]).pid != victim
 
 
-def test_a_damaged_checkpoint_is_reported_and_leaves_no_actor(ray_session, tiny_model, tmp_path):
+def test_a_damaged_checkpoint_is_reported_and_leaves_no_actor(a_roster, tiny_model, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "committed.json").write_text("{}")
-    roster = Roster(SETTINGS, engines(1))
     before = free()
     for number, (files, error, message) in enumerate(
         [
@@ -181,30 +196,28 @@ def test_a_damaged_checkpoint_is_reported_and_leaves_no_actor(ray_session, tiny_
     ):
         for name, content in files.items():
             (broken / name).write_bytes(content)
-        roster.host(number, str(broken), str(broken / "committed.json"))
-        (opponent,) = roster.opponents(number)
+        a_roster.host(number, str(broken), str(broken / "committed.json"))
+        (opponent,) = a_roster.opponents(number)
         with pytest.raises(error, match=f"{broken}: .*{message}") as caught:
-            roster.wait_ready(number)
+            a_roster.wait_ready(number)
         assert type(caught.value) is error
-        assert roster.hosted == ()
+        assert a_roster.hosted == ()
         assert_gone(opponent, before)
 
 
-def test_a_checkpoint_that_is_not_hosted_is_an_error_and_retiring_it_is_not(ray_session):
-    roster = Roster(SETTINGS, engines(1))
-    roster.retire(7)
+def test_a_checkpoint_that_is_not_hosted_is_an_error_and_retiring_it_is_not(a_roster):
+    a_roster.retire(7)
     with pytest.raises(RunError, match="checkpoint 7 has no opponent; hosted: none"):
-        roster.opponents(7)
+        a_roster.opponents(7)
 
 
-def test_an_opponent_that_waits_for_its_checkpoint_can_be_retired(ray_session, tmp_path):
-    roster = Roster(SETTINGS, engines(2))
+def test_an_opponent_that_waits_for_its_checkpoint_can_be_retired(a_roster, tmp_path):
     before = free()
-    roster.host(3, str(tmp_path), str(tmp_path / "never.json"))
-    waiting = roster.opponents(3)
-    roster.retire(3)
-    roster.retire(3)
-    assert roster.hosted == ()
+    a_roster.host(3, str(tmp_path), str(tmp_path / "never.json"))
+    waiting = a_roster.opponents(3)
+    a_roster.retire(3)
+    a_roster.retire(3)
+    assert a_roster.hosted == ()
     for opponent in waiting:
         assert_gone(opponent, before)
 
@@ -248,18 +261,17 @@ class EchoRoster(Roster):
 @pytest.fixture
 def echo(ray_session, tmp_path):
     """Hosts an echoing opponent whose engine breaks down so many times."""
-    roster = EchoRoster(SETTINGS, engines(1))
+    with at_work(EchoRoster(SETTINGS, engines(1))) as roster:
 
-    def host(breakdowns):
-        folder = tmp_path / "fuse"
-        folder.mkdir()
-        for number in range(breakdowns):
-            (folder / str(number)).touch()
-        roster.host(0, str(folder), str(folder))
-        return roster
+        def host(breakdowns):
+            folder = tmp_path / "fuse"
+            folder.mkdir()
+            for number in range(breakdowns):
+                (folder / str(number)).touch()
+            roster.host(0, str(folder), str(folder))
+            return roster
 
-    yield host
-    roster.retire_all()
+        yield host
 
 
 def numbers(*tokens):
@@ -300,22 +312,20 @@ def test_more_such_prompts_than_may_be_left_out_end_it_with_their_names(echo):
 
 
 def test_an_engine_that_dies_whatever_it_holds_is_given_up_with_its_reason(ray_session, tmp_path):
-    roster = EchoRoster(SETTINGS, engines(1))
-    roster.host(0, str(tmp_path / "absent"), str(tmp_path))  # so that every step raises
-    with pytest.raises(GenerationError, match=r"ended 4 times in a row before it answered anything: FileNotFoundError"):
-        ask(roster.opponents(0), 0, numbers(*range(8)), GREEDY)
-    roster.retire_all()
+    with at_work(EchoRoster(SETTINGS, engines(1))) as roster:
+        roster.host(0, str(tmp_path / "absent"), str(tmp_path))  # so that every step raises
+        with pytest.raises(GenerationError, match=r"ended 4 times in a row before it answered anything: FileNotFoundError"):
+            ask(roster.opponents(0), 0, numbers(*range(8)), GREEDY)
 
 
 def test_a_repeatable_engine_has_one_call_at_a_time(ray_session, tiny_model):
-    roster = Roster(replace(SETTINGS, repeatable=True), engines(1))
-    roster.host(0, str(tiny_model), str(tiny_model / "committed.json"))
-    (opponent,) = roster.opponents(0)
-    calls = [questions(20)[:10], questions(20)[10:]]
-    first, second = ray.get([opponent.generate.remote(call, DRAWN) for call in calls])
-    assert stats(opponent).most_in_flight == 10
-    assert [*first, *second] == ask([opponent], 0, questions(20), DRAWN)
-    roster.retire_all()
+    with at_work(Roster(replace(SETTINGS, repeatable=True), engines(1))) as roster:
+        roster.host(0, str(tiny_model), str(tiny_model / "committed.json"))
+        (opponent,) = roster.opponents(0)
+        calls = [questions(20)[:10], questions(20)[10:]]
+        first, second = ray.get([opponent.generate.remote(call, DRAWN) for call in calls])
+        assert stats(opponent).most_in_flight == 10
+        assert [*first, *second] == ask([opponent], 0, questions(20), DRAWN)
 
 
 def test_settings_come_from_the_config():

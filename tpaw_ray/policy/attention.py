@@ -75,7 +75,7 @@ def varlen_attention(
     if cu_seq_lens_q is None or cu_seq_lens_k is None:
         return _causal(query, key, value, scaling).transpose(1, 2), None
     if keys_M is not None:
-        key, value = key[:, :, keys_M], value[:, :, keys_M]
+        key, value = (tensor.index_select(2, keys_M) for tensor in (key, value))  # its gradient adds up in one order
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         from torch.nn.attention.varlen import varlen_attn
 

@@ -44,7 +44,7 @@ class Policy(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Summed log-probabilities in nats, end token included, not divided by length. Returns float32 `[S]`."""
-        hidden_RD = self.hidden(batch)[batch.predictor_R]
+        hidden_RD = self.hidden(batch).index_select(0, batch.predictor_R)  # its gradient adds up in one order, `[…]` does not
         labels_R = batch.input_ids_N[batch.response_R]
         logps_R = torch.cat(
             [
