@@ -39,6 +39,25 @@ add() { # ROLE
   echo "$number"
 }
 
+living() { # how many nodes the head knows to live; nothing while it does not answer
+  "$RAY" list nodes --address="http://127.0.0.1:$DASHBOARD" --filter state=ALIVE --format json 2>/dev/null | grep -c '"node_id"'
+}
+
+await() { # NUMBER of living nodes, the head among them
+  local found=0
+  for _ in $(seq 60); do
+    found=$(living || true)
+    if [ "$found" = "$1" ]; then return; fi
+    if ! alive 0-head; then
+      cat "$STATE/0-head.log" >&2
+      exit 1
+    fi
+    sleep 1
+  done
+  echo "after a minute $found of $1 nodes are up; see $STATE/*.log" >&2
+  exit 1
+}
+
 alive() { # NAME
   [ -e "$STATE/$1.pid" ] && kill -0 "$(cat "$STATE/$1.pid")" 2>/dev/null
 }
@@ -58,20 +77,10 @@ up)
   (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$STATE/token")
   start 0-head --head --port="$PORT" --dashboard-port="$DASHBOARD" --dashboard-host=127.0.0.1 --num-cpus=0 --labels=tpaw-role=head \
     --temp-dir="$RAY_TMPDIR" --disable-usage-stats
-  for _ in $(seq 120); do
-    if "$RAY" list nodes --address="http://127.0.0.1:$DASHBOARD" >/dev/null 2>&1; then break; fi
-    if ! alive 0-head; then
-      cat "$STATE/0-head.log" >&2
-      exit 1
-    fi
-    sleep 0.5
-  done
-  if ! "$RAY" list nodes --address="http://127.0.0.1:$DASHBOARD" >/dev/null 2>&1; then
-    echo "the head did not come up within a minute; see $STATE/0-head.log" >&2
-    exit 1
-  fi
+  await 1
   for _ in $(seq "${3:-1}"); do add learner >/dev/null; done
   for _ in $(seq "${2:-2}"); do add opponent >/dev/null; done
+  await $((1 + ${3:-1} + ${2:-2}))
   exports
   ;;
 env)

@@ -13,6 +13,7 @@ import pytest
 from tests.e2e.test_run import tpaw, write_config
 from tests.faults.runs import contents
 from tests.tiny import merging_tokenizer, write_tiny_model
+from tpaw_ray.runs.store import RunStore
 
 HOUSE = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
@@ -125,9 +126,15 @@ def test_a_pool_that_is_not_there_is_told_of(cluster, folder):
     assert "the config needs 0.1 CPU at the same time on nodes with tpaw-role=nobody, those nodes have 0" in told
 
 
-def test_a_job_that_loses_a_node_and_is_stopped_and_submitted_again_ends_like_an_undisturbed_run(cluster, folder):
-    undisturbed = tpaw("run", write_config(folder, "undisturbed"), "learner.save_steps=1")
-    assert undisturbed.returncode == 0, undisturbed.stderr
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    """The folder of a run on this machine alone, without a cluster."""
+    done = tpaw("run", write_config(folder, "undisturbed"), "learner.save_steps=1")
+    assert done.returncode == 0, done.stderr
+    return folder / "runs/undisturbed"
+
+
+def test_a_job_that_loses_a_node_and_is_stopped_and_submitted_again_ends_like_an_undisturbed_run(cluster, folder, undisturbed):
     write_config(folder, "job", **PLACED)
     entry = ("python", "-m", "tpaw_ray", "run", "job.yaml", "learner.save_steps=1")
     wait = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "150"}})
@@ -155,8 +162,27 @@ def test_a_job_that_loses_a_node_and_is_stopped_and_submitted_again_ends_like_an
     )
     assert "second: succeeded" in told and "checkpoint 002" in told
     expected, found = (
-        {name: digest for name, digest in contents(folder / "runs" / name).items() if name != "config.yaml"}
-        for name in ("undisturbed", "job")
+        {name: digest for name, digest in contents(path).items() if name != "config.yaml"} for path in (undisturbed, root)
     )
     assert found == expected
     assert "all 2 iterations are done" in cluster.call(TPAW, "status", root)
+
+
+def test_nodes_that_share_nothing_but_an_object_store_make_what_one_machine_makes(cluster, folder, undisturbed, s3, bucket):
+    """Nodes have caches of their own, what a job uploads lies in copies, and the run in the store."""
+    config = write_config(folder, "stored", **PLACED, run={"root": f"{bucket}/runs"})
+    secrets = [word for name in s3.environment for word in ("--secret", name)]
+    told = cluster.call(
+        TPAW, "submit", config, "learner.save_steps=1", "--working-dir", folder, "--job-id", "stored", *secrets, **s3.environment
+    )
+    assert "stored: succeeded" in told and s3.environment["AWS_SECRET_ACCESS_KEY"] not in told
+    store, local = RunStore.open(f"{bucket}/runs", "stored"), RunStore.open(str(folder / "runs"), "undisturbed")
+    for checkpoint in range(3):
+        assert store.checksums(store.checkpoint(checkpoint)) == local.checksums(local.checkpoint(checkpoint))
+    assert not (folder / "runs/stored").exists()
+    copies = {
+        cache.name: len([path for path in cache.iterdir() if path.is_dir()]) for cache in (folder / "state").glob("*.cache")
+    }
+    # The learner's node loads both starts, an opponents' node the three checkpoints at most; the head loads none.
+    assert copies.pop("0-head.cache", 0) == 0
+    assert copies.pop("1-learner.cache") == 2 and max(copies.values()) == 3, copies

@@ -121,3 +121,18 @@ def test_a_node_that_comes_back_is_told_of_once_and_waited_for():
         while len(looks) < 8:
             time.sleep(0.01)
     assert said == ["waiting up to 1 minutes for nodes: the config needs 1 CPU at the same time, the cluster has 0"]
+
+
+def test_a_head_that_does_not_answer_is_told_of_and_looked_for_again():
+    said, looks = [], []
+
+    def nodes():
+        looks.append(1)
+        if len(looks) < 5:
+            raise RuntimeError("no answer")
+        return [node(CPU=1)]
+
+    with watch(nodes, 0, said):
+        while len(looks) < 8:
+            time.sleep(0.01)
+    assert said == ["the cluster's nodes cannot be listed: no answer"]
