@@ -30,19 +30,22 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Dotted overrides, as in objective.eta=1 or preset=spin."),
 ]
 
+JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line, for collectors of logs; actors' logs too.")]
+
 
 @app.command()
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs of Ray, vLLM and DeepSpeed.")] = False,
+    json_lines: JsonLines = False,
 ) -> None:
     """Run a config, or continue its run: the same command again does what is missing, and nothing when all is done."""
     resolved = load_config(config, overrides or [])
     from tpaw_ray.launch import launch
-    from tpaw_ray.runs.progress import Reporter
+    from tpaw_ray.runs.progress import JsonReporter, Reporter
 
-    launch(resolved, Reporter(), verbose=verbose)
+    launch(resolved, JsonReporter(resolved.run.name) if json_lines else Reporter(), verbose=verbose)
 
 
 @app.command()
@@ -50,13 +53,14 @@ def sft(
     config: ConfigFile,
     overrides: Overrides = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs of Ray and DeepSpeed.")] = False,
+    json_lines: JsonLines = False,
 ) -> None:
     """Fine-tune a config's model on its data: makes the model that `run` starts from, as the run NAME-sft."""
     resolved = load_fine_tuning(config, overrides or [])
     from tpaw_ray.launch import launch
-    from tpaw_ray.runs.progress import Reporter
+    from tpaw_ray.runs.progress import JsonReporter, Reporter
 
-    launch(resolved, Reporter(), verbose=verbose)
+    launch(resolved, JsonReporter(resolved.run.name) if json_lines else Reporter(), verbose=verbose)
 
 
 @app.command()

@@ -87,6 +87,16 @@ class RunConfig(Section):
     takes some minutes. After that it ends with what is missing, and the same command continues it."""
 
 
+class LoraConfig(Section):
+    rank: Annotated[int, Field(ge=0, le=512), Number] = 0
+    """Rank of the adapters that are trained in place of the weights; 0 trains the weights. The team is then one model with an
+    adapter a checkpoint: one engine speaks for all opponents, scorers and learner hold the start model's weights once."""
+    alpha: Positive = 32.0
+    """Scale of an adapter: what it adds is multiplied by `alpha / rank`."""
+    target_modules: Literal["all-linear"] | Annotated[list[Filled], Field(min_length=1)] = "all-linear"
+    """Layers that get an adapter, by the ends of their names (`[q_proj, v_proj]`); by default all linear ones but the head."""
+
+
 class ModelConfig(Section):
     path: Filled
     """The SFT model `θ_0`: a Hugging Face directory, or a hub name where a hub can be reached."""
@@ -98,6 +108,8 @@ class ModelConfig(Section):
     `varlen` the learner runs a prompt once for its target and all generations."""
     trust_remote_code: bool = False
     """Let the model directory's own Python code run."""
+    lora: LoraConfig = LoraConfig()
+    """LoRA: adapters are trained in place of the weights."""
 
 
 class ColumnsConfig(Section):
@@ -341,6 +353,15 @@ class Config(Section):
     def window(self) -> int:
         """Rounds (or opponents) the update of an iteration learns from."""
         return self.team.window or (self.iterations if self.team.select == "all" else self.team.size)
+
+    @property
+    def adapters(self) -> bool:
+        """Whether all checkpoints but the first are LoRA adapters on its weights."""
+        return self.model.lora.rank > 0
+
+    def base_of(self, checkpoint: int) -> int:
+        """The checkpoint whose weights a checkpoint stands on: its own, or those of the start model."""
+        return 0 if self.adapters else checkpoint
 
     @model_validator(mode="after")
     def _best_is_known(self) -> "Config":

@@ -66,14 +66,14 @@ def iteration_cost(
         return _pass(size, sequences, length, response, width=width, batch_tokens=scoring)
 
     def learned(sequences: float, length: float, response: float) -> Cost:
-        # forward and backward are 3 forwards; recomputed layers are a fourth
-        passes = 4 if learner.gradient_checkpointing else 3
+        # forward and backward are 3 forwards, without gradients of the weights 2; recomputed layers are one more
+        passes = (2 if size.adapter else 3) + learner.gradient_checkpointing
         once = _pass(size, sequences, length, response, width=width, batch_tokens=learner.micro_batch_tokens)
         return replace(once, flops=passes * once.flops, bytes=passes * once.bytes)
 
     # Gradient, moments and master weights are read and written once a step.
     moments = 4 * (1 if learner.optimizer == "rmsprop" else 2)
-    state = 2 * (4 + moments + (4 if learner.precision == "bf16" else 0)) * size.parameters
+    state = 2 * (4 + moments + (4 if learner.precision == "bf16" else 0)) * size.trained
     targets = learner.epochs * prompts
     targets_scored = prompts if plan.players else 0
     said_again = plan.update - targets if shares_prompts(config) else 0  # prompts that a target's run has covered

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from tpaw_ray.plan import (
     plan_iteration,
     run_bytes,
     scorer_bytes,
+    start_bytes,
 )
 from tpaw_ray.policy.directory import check_directory, check_weights, own_code
 from tpaw_ray.policy.start import locate
@@ -102,12 +103,16 @@ def check_start(config: Config, store: RunStore, model: Path) -> Start:
 
     Raises:
         CheckpointError: when the model or its tokenizer is damaged or too short for `data.max_length`, or they do not fit.
-        ConfigError: when there is no usable chat template.
+        ConfigError: when there is no usable chat template, or the model has no such layers as adapters shall have.
         ResourceError: when the disk cannot hold the checkpoints.
     """
     check_weights(model, trust_remote_code=config.model.trust_remote_code)
     tokenizer = load_tokenizer(config.model)  # after the model, whose config it reads too
     size = model_size(model, trust_remote_code=config.model.trust_remote_code)
+    if config.adapters:
+        from tpaw_ray.policy.adapter import adapter_size
+
+        size = replace(size, adapter=adapter_size(model, config.model))
     if config.data.max_length > size.context:
         raise CheckpointError(
             f"data.max_length: found {config.data.max_length}, but {model} was made for at most {size.context} tokens"
@@ -118,11 +123,11 @@ def check_start(config: Config, store: RunStore, model: Path) -> Start:
             f"{model}: the end token {ends[-1]} of tokenizer or config.json is beyond the model's vocabulary of "
             f"{size.vocabulary}; expected model and tokenizer of one kind"
         )
-    missing = sum(not store.is_committed(store.checkpoint(number)) for number in range(config.iterations + 1))
-    needed, free = missing * checkpoint_bytes(size, config), _free(store)
-    if needed > free:
+    missing = [number for number in range(config.iterations + 1) if not store.is_committed(store.checkpoint(number))]
+    needed = sum(checkpoint_bytes(size, config) if number else start_bytes(size, config) for number in missing)
+    if needed > (free := _free(store)):
         raise ResourceError(
-            f"{store.root}: {missing} checkpoints need {needed / GIB:.1f} GiB, the disk has {free / GIB:.1f} GiB free"
+            f"{store.root}: {len(missing)} checkpoints need {needed / GIB:.1f} GiB, the disk has {free / GIB:.1f} GiB free"
         )
     return Start(model=model, tokenizer=tokenizer, ends=ends, size=size)
 

@@ -26,6 +26,7 @@ from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import COLUMNS, Summary, cells_of
 from tpaw_ray.scoring.pool import ScorerPool
 from tpaw_ray.tracking.follow import Trackers, check_installed
+from tpaw_ray.tracking.to_ray import stage_gauges
 
 
 def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None:
@@ -54,7 +55,7 @@ def launch(config: Config, reporter: Reporter, *, verbose: bool = False) -> None
         with ThreadPoolExecutor(1) as beside:  # its imports take as long as Ray's start
             checked = beside.submit(check_start, config, store, model)
             try:
-                connect(verbose=verbose)
+                connect(verbose=verbose, structured=reporter.structured)
             except ResourceError:
                 checked.result()  # what is wrong with the model can be mended first
                 raise
@@ -82,6 +83,7 @@ def play(config: Config, store: RunStore, start: Start, reporter: Reporter) -> N
     roster = Roster(settings, engines_of(config))
     scorers, learner = ScorerPool(config, store), partial(Learner, config, store)
     scorers.start()
+    reporter.observers.append(stage_gauges(config.run.name))
     try:
         # Engines come and go: those of checkpoints that are hosted count.
         with NodeWatch(lambda: demands(config, len(roster.hosted)), config.run.wait_minutes, reporter.say), reporter:
@@ -104,8 +106,10 @@ def show(config: Config, store: RunStore, reporter: Reporter) -> None:
             reporter.say(f"warning: iteration {row.checkpoint - 1}: {warning}")
 
 
-def connect(*, verbose: bool = False) -> None:
+def connect(*, verbose: bool = False, structured: bool = False) -> None:
     """Connect to the cluster of `RAY_ADDRESS` (as in a Ray job) or of `ray start` on this machine; otherwise start Ray here.
+
+    With `structured`, what its processes log is JSON.
 
     Raises:
         ResourceError: with Ray's reason, when that fails.
@@ -116,8 +120,12 @@ def connect(*, verbose: bool = False) -> None:
     # Ray warns of a coming change in what tasks without a GPU see; this is how it will be.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     level = logging.INFO if verbose else logging.ERROR
+    # Ray names job, node, task and actor in every line that Python code of its processes logs.
+    lines = ray.LoggingConfig(encoding="JSON", log_level=logging.getLevelName(level)) if structured else None
     try:
-        ray.init(log_to_driver=verbose, logging_level=level, ignore_reinit_error=True, include_dashboard=False)
+        ray.init(
+            log_to_driver=verbose, logging_level=level, logging_config=lines, ignore_reinit_error=True, include_dashboard=False
+        )
     except Exception as error:  # Ray raises bare exceptions for a cluster it cannot reach or a node that does not come up
         raise ResourceError(f"Ray cannot be started or reached: {error}") from error
     # In place of Ray's own handler, which ends the process on the spot: what was started is ended first.

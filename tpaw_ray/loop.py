@@ -18,7 +18,7 @@ from tpaw_ray.evaluation.exact_match import judge, verdict
 from tpaw_ray.learner.group import Learner
 from tpaw_ray.learner.mailbox import News
 from tpaw_ray.opponents.messages import Sampling
-from tpaw_ray.opponents.rollouts import Questions, generate
+from tpaw_ray.opponents.rollouts import Questions, adapter_of, generate
 from tpaw_ray.opponents.roster import Roster
 from tpaw_ray.plan import shards_asked
 from tpaw_ray.policy.start import import_start
@@ -120,13 +120,13 @@ class SelfPlay:
 
     def speak(self, iteration: int, rollout: Rollout) -> None:
         """One opponent answers every training prompt."""
-        output = self.store.rollout(rollout)
-        self.roster.wait_ready(rollout.opponent)
+        output, engine = self.store.rollout(rollout), self.config.base_of(rollout.opponent)
+        self.roster.wait_ready(engine)
         started = time.perf_counter()
         sampling = self.config.sampling
         total = self.num_prompts("train")
         self.expect(rollout.opponent)
-        with self.reporter.stage(f"[{iteration}] generate {rollout.opponent:03d}", total) as advance:
+        with self.reporter.stage(f"generate {rollout.opponent:03d}", total, iteration) as advance:
             generate(
                 self.store,
                 Questions(
@@ -139,8 +139,9 @@ class SelfPlay:
                     ),
                     run_seed=self.config.run.seed,
                     output=output,
+                    adapter=adapter_of(self.store, self.config, rollout.opponent),
                 ),
-                self.roster.opponents(rollout.opponent),
+                self.roster.opponents(engine),
                 advance,
                 at_once=shards_asked(self.config),
             )
@@ -173,7 +174,7 @@ class SelfPlay:
         for scores in sorted({scores_of(shard) for shard in again}):
             if self.store.is_committed(scores):
                 self.store.reopen(scores)  # should this driver die, the next one knows
-        with self.reporter.stage(f"[{iteration}] score", total) as advance:
+        with self.reporter.stage("score", total, iteration) as advance:
             worked = self.scorers.score(shards, advance)
         seconds = time.perf_counter() - started
         self.commit_rescored(iteration, again)
@@ -195,7 +196,7 @@ class SelfPlay:
             eta=self.config.objective.eta,
             gamma=self.config.objective.gamma,
         )
-        with self.reporter.stage(f"[{iteration}] pair", self.num_prompts("train") * max(1, len(rollouts))) as advance:
+        with self.reporter.stage("pair", self.num_prompts("train") * max(1, len(rollouts)), iteration) as advance:
             pairs = pair(self.store, recipe, advance)
         self.store.commit(output, pairs=pairs, seconds=time.perf_counter() - started)
 
@@ -267,29 +268,34 @@ class SelfPlay:
         needed = [self.store.path("prompts")]
         if not self.store.scheme:
             team = {iteration, iteration + 1, *self.teams.players(iteration)}  # fine-tuning has no players
-            needed += map(self.store.checkpoint, sorted(team))
+            needed += map(self.store.checkpoint, sorted(team | {self.config.base_of(number) for number in team}))
         for directory in needed:
             if self.store.is_committed(directory):
                 self.store.verify(directory)
 
     def host(self, checkpoint: int) -> None:
-        """Start the checkpoint's opponents, once; they may start before their checkpoint is there, and wait for it."""
-        path = self.store.checkpoint(checkpoint)
-        self.roster.host(checkpoint, path, f"{path}/committed.json")
+        """Start the checkpoint's opponents, once; they may start before their checkpoint is there, and wait for it.
+
+        With adapters all checkpoints have the same opponents: those of the start model, which take any adapter.
+        """
+        engine = self.config.base_of(checkpoint)
+        path = self.store.checkpoint(engine)
+        self.roster.host(engine, path, f"{path}/committed.json")
 
     def expect(self, checkpoint: int) -> None:
         """Say how many prompts the checkpoint's opponents may leave unanswered, of all that they are asked."""
         asked = self.num_prompts("train") + self.num_heldout()
-        self.roster.expect(checkpoint, int(self.config.opponents.max_set_aside * asked))
+        self.roster.expect(self.config.base_of(checkpoint), int(self.config.opponents.max_set_aside * asked))
 
     def release(self, iteration: int) -> None:
         """Retire opponents that have nothing more to say, and warm up the coming checkpoint's."""
         coming, overlap = iteration + 1, self.config.run.overlap
         again = overlap and self.config.team.data == "fresh" and coming < self.config.iterations
         speaking = {rollout.opponent for rollout in self.teams.rollouts(coming)} if again else {coming}
-        for checkpoint in self.roster.hosted:
-            if checkpoint not in speaking:
-                self.roster.retire(checkpoint)
+        kept = {self.config.base_of(checkpoint) for checkpoint in speaking} if overlap else set()
+        for engine in self.roster.hosted:
+            if engine not in kept:
+                self.roster.retire(engine)
         if overlap and (self.has_to_generate(coming) or self.has_to_be_evaluated(coming)):
             self.host(coming)
 
@@ -327,7 +333,7 @@ class SelfPlay:
             raise RuntimeError("no learner although an update is open")
         self.metrics.restart(iteration)
         pairs = self.store.counts(self.store.pairs(iteration))["pairs"]
-        with self.reporter.stage(f"[{iteration}] update", pairs * self.config.learner.epochs) as advance:
+        with self.reporter.stage("update", pairs * self.config.learner.epochs, iteration) as advance:
             taken = 0
 
             def on_news(news: News) -> None:
@@ -349,12 +355,12 @@ class SelfPlay:
         """Greedy answers to the held-out prompts, judged; the tokens they took; the seconds until the engine was ready."""
         output = f"{self.store.evaluation(checkpoint)}/generations"
         started = time.perf_counter()
+        engine, evaluation = self.config.base_of(checkpoint), self.config.evaluation
         self.host(checkpoint)
-        self.roster.wait_ready(checkpoint)
+        self.roster.wait_ready(engine)
         waited = time.perf_counter() - started
-        evaluation = self.config.evaluation
         self.expect(checkpoint)
-        with self.reporter.stage(f"    answer {checkpoint:03d}", self.num_heldout()) as advance:
+        with self.reporter.stage(f"answer {checkpoint:03d}", self.num_heldout()) as advance:
             generate(
                 self.store,
                 Questions(
@@ -369,8 +375,9 @@ class SelfPlay:
                     ),
                     run_seed=self.config.run.seed,
                     output=output,
+                    adapter=adapter_of(self.store, self.config, checkpoint),
                 ),
-                self.roster.opponents(checkpoint),
+                self.roster.opponents(engine),
                 advance,
                 at_once=shards_asked(self.config),
             )
@@ -388,7 +395,7 @@ class SelfPlay:
         """Log-probabilities of the held-out targets under a checkpoint, and the tokens that took."""
         output, evaluation = f"{self.store.evaluation(checkpoint)}/target_scores", self.config.evaluation
         shards = target_shards(self.store, checkpoint, evaluation.split, output, evaluation.limit)
-        with self.reporter.stage(f"    score {checkpoint:03d}", self.num_heldout()) as advance:
+        with self.reporter.stage(f"score {checkpoint:03d}", self.num_heldout()) as advance:
             self.scorers.score(shards, advance)
         scores = [row for shard in shards for row in self.store.read_rows(shard.output, Score)]
         return [row.logp for row in scores], num_tokens(shards, self.store)

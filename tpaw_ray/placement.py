@@ -43,7 +43,7 @@ def demands(config: Config, hosted: int | None = None) -> tuple[Demand, ...]:
     a checkpoint's engines and the scorers, and at another time one pairing task at least; those run anywhere.
     """
     learner = config.learner
-    most = config.window if config.team.data == "fresh" else 1
+    most = config.window if config.team.data == "fresh" and not config.adapters else 1
     asking = ASKING_CPUS * (num_askers(shards_asked(config)) + num_askers(SCORER_SHARDS * config.scoring.workers))
     return (
         engines_of(config, most if hosted is None else hosted),

@@ -40,6 +40,13 @@ class ModelSize:
     """Width of a layer's keys: heads that are kept × head size."""
     tied: bool
     """Whether head and embedding are one matrix."""
+    adapter: int = 0
+    """Parameters of an adapter, where those are trained in place of the weights."""
+
+    @property
+    def trained(self) -> int:
+        """Parameters that an update changes."""
+        return self.adapter or self.parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +117,7 @@ def learner_bytes(size: ModelSize, learner: LearnerConfig) -> int:
     share = {stage: (learner.workers if learner.zero_stage >= stage else 1) for stage in (1, 2, 3)}
     moments = 4 * (1 if learner.optimizer == "rmsprop" else 2)
     master = 4 if learner.precision == "bf16" else 0
-    states = size.parameters * (width / share[3] + 4 / share[2] + (moments + master) / share[1])
+    states = size.parameters * width / share[3] + size.trained * (4 / share[2] + (moments + master) / share[1])
     kept = 1 if learner.gradient_checkpointing else 16  # hidden states a layer keeps for the backward pass
     activations = learner.micro_batch_tokens * size.hidden * width * (size.layers * kept + 24)
     head = 3 * _HEAD_CHUNK * size.vocabulary * 4
@@ -120,30 +127,37 @@ def learner_bytes(size: ModelSize, learner: LearnerConfig) -> int:
 def step_checkpoint_bytes(size: ModelSize, learner: LearnerConfig) -> int:
     """Size of an update that is saved between steps: weights, optimizer states, and in bf16 the weights in fp32."""
     moments = 4 * (1 if learner.optimizer == "rmsprop" else 2)
-    return size.parameters * ((2 + 4 if learner.precision == "bf16" else 4 + 4) + moments)
+    return size.trained * ((2 + 4 if learner.precision == "bf16" else 4 + 4) + moments)
 
 
 def opponent_bytes(size: ModelSize, config: Config) -> int:
     """Memory of one engine on the CPU: weights and KV cache. On a GPU an engine takes `opponents.memory_share` of it."""
     width = 2 if config.learner.precision == "bf16" else 4
-    return int(size.parameters * width + config.opponents.cpu_cache_gib * GIB) + RUNTIME_BYTES
+    weights = size.parameters + config.window * size.adapter
+    return int(weights * width + config.opponents.cpu_cache_gib * GIB) + RUNTIME_BYTES
 
 
 def scorer_bytes(size: ModelSize, config: Config) -> int:
     """Memory of one scorer: weights, a batch's activations, the head's chunk."""
     width = 2 if config.learner.precision == "bf16" else 4
     activations = config.scoring.batch_tokens * size.hidden * width * 16
-    return size.parameters * width + activations + _HEAD_CHUNK * size.vocabulary * 4 + RUNTIME_BYTES
+    weights = size.parameters + config.team.size * size.adapter
+    return weights * width + activations + _HEAD_CHUNK * size.vocabulary * 4 + RUNTIME_BYTES
 
 
 def checkpoint_bytes(size: ModelSize, config: Config) -> int:
-    """Size of a checkpoint on disk."""
+    """Size on disk of a checkpoint that an update makes."""
+    return size.trained * (2 if config.learner.precision == "bf16" else 4)
+
+
+def start_bytes(size: ModelSize, config: Config) -> int:
+    """Size on disk of the start model."""
     return size.parameters * (2 if config.learner.precision == "bf16" else 4)
 
 
 def run_bytes(size: ModelSize, config: Config, num_prompts: int) -> int:
     """Disk a whole run takes: all checkpoints, two step checkpoints, and token ids as if every response had full length."""
-    checkpoints = (config.iterations + 1) * checkpoint_bytes(size, config)
+    checkpoints = start_bytes(size, config) + config.iterations * checkpoint_bytes(size, config)
     if config.learner.save_steps or config.learner.save_minutes:
         checkpoints += 2 * step_checkpoint_bytes(size, config.learner)  # the one before goes once the next is committed
     plans = [plan_iteration(config, iteration, num_prompts) for iteration in range(config.iterations)]

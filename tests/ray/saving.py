@@ -44,7 +44,8 @@ def main(root: Path, model: Path, cases: dict[str, dict[str, object]]) -> None:
         return listener
 
     def weights(store):
-        return load_file(f"{store.checkpoint(1)}/model.safetensors")
+        (file,) = Path(store.checkpoint(1)).glob("*.safetensors")
+        return load_file(file)
 
     def same(one, other):
         return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -21,11 +21,11 @@ LEARNING_RATE = 1e-3
 GLOBAL_BATCH = 8
 
 
-def config_of(root, **learner):
+def config_of(root, lora=None, **learner):
     return resolve_config(
         {
             "run": {"name": "run", "root": str(root)},
-            "model": {"path": "-"},
+            "model": {"path": "-", "lora": lora or {}},
             "data": {"path": "-"},
             "learner": {
                 "precision": "fp32",

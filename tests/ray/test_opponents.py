@@ -230,7 +230,7 @@ class EchoEngine:
     def __init__(self, fuse):
         self.fuse, self.held = fuse, []
 
-    def add(self, key, request, sampling):
+    def add(self, key, request, sampling, adapter):
         self.held.append((key, request.prompt_tokens))
 
     def step(self):
@@ -250,6 +250,17 @@ class EchoOpponent(Opponent):
 
     def _load_engine(self):
         return EchoEngine(Path(self._checkpoint))
+
+
+class UnevenOpponent(EchoOpponent):
+    """An echoing opponent whose second replica takes long over everything."""
+
+    def _load_engine(self):
+        engine = super()._load_engine()
+        if self._seat.replica:
+            answer = engine.step
+            engine.step = lambda: (time.sleep(3), answer())[1]
+        return engine
 
 
 class EchoRoster(Roster):
@@ -272,6 +283,18 @@ def echo(ray_session, tmp_path):
             return roster
 
         yield host
+
+
+def test_a_slow_replica_holds_up_no_more_than_it_has_begun(ray_session, tmp_path):
+    roster = EchoRoster(SETTINGS, engines(2))
+    roster.kind = UnevenOpponent
+    with at_work(roster):
+        roster.host(0, str(tmp_path), str(tmp_path))
+        roster.wait_ready(0)
+        asked = numbers(*range(14, 78))
+        assert ask(roster.opponents(0), 0, asked, GREEDY) == said(*range(14, 78))
+        # Of eight portions of 8 both began with two; the other four were ready while the slow one was still at its first.
+        assert [stats(opponent).sequences for opponent in roster.opponents(0)] == [48, 16]
 
 
 def numbers(*tokens):

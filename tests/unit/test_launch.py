@@ -23,7 +23,7 @@ def begin(tmp_path, monkeypatch):
         config = resolve_config({"run": run, "model": {"path": "m", **model}, "data": data, "iterations": 1})
         happened = []
         monkeypatch.setattr(launch, "check_folders", lambda config, store: tmp_path)
-        monkeypatch.setattr(launch, "connect", lambda *, verbose: connect())
+        monkeypatch.setattr(launch, "connect", lambda **_: connect())
         monkeypatch.setattr(launch, "check_start", lambda config, store, model: check())
         monkeypatch.setattr(launch, "play", lambda *_: happened.append("play"))
         monkeypatch.setattr(launch, "show", lambda *_: None)

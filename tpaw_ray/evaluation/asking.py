@@ -37,7 +37,7 @@ def engines(subject: Subject, number: int, asked: int) -> Iterator[list[ActorHan
     check_nodes(asking_demands(subject.config))
     settings = EngineSettings.from_config(subject.config, subject.ends)
     roster = Roster(settings, engines_of(subject.config))
-    folder = subject.checkpoints[number]
+    folder = subject.base(number)
     try:
         roster.host(number, folder, f"{folder}/{MARKER if subject.is_run else 'config.json'}")
         roster.expect(number, int(opponents.max_set_aside * asked))
@@ -93,6 +93,7 @@ def _request(subject: Subject, number: int, question: Question, said: Sequence[s
         prompt_id=name,
         prompt_tokens=render_prompt(subject.tokenizer, turns, f"question {name}"),
         seed=request_seed(subject.config.run.seed, 0, number, name),
+        adapter=subject.adapter(number),
     )
 
 

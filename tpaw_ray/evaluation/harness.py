@@ -131,8 +131,9 @@ def run_remotely(subject: Subject, number: int, output: str, wanted: HarnessRun)
         max_retries=0,
     )
     store, folder = subject.store, subject.checkpoints[number]
+    folders = (subject.base(number), subject.adapter(number))
     try:
-        ray.get(task.remote(store, output, folder, subject.is_run, settings, wanted))
+        ray.get(task.remote(store, output, folders, subject.is_run, settings, wanted))
     except RayTaskError as error:
         raise error.cause from error
     except WorkerCrashedError as error:
@@ -140,13 +141,18 @@ def run_remotely(subject: Subject, number: int, output: str, wanted: HarnessRun)
 
 
 def _run_on_this_node(
-    store: RunStore, output: str, folder: str, is_committed: bool, settings: EngineSettings, wanted: HarnessRun
+    store: RunStore, output: str, folders: tuple[str, str], is_committed: bool, settings: EngineSettings, wanted: HarnessRun
 ) -> None:
-    run_harness(store, output, store.on_disk(folder) if is_committed else folder, settings, wanted)
+    base, adapter = (store.on_disk(folder) if is_committed and folder else folder for folder in folders)
+    run_harness(store, output, base, settings, wanted, adapter=adapter)
 
 
-def run_harness(store: RunStore, output: str, folder: str, settings: EngineSettings, wanted: HarnessRun) -> None:
+def run_harness(
+    store: RunStore, output: str, folder: str, settings: EngineSettings, wanted: HarnessRun, *, adapter: str = ""
+) -> None:
     """Run what is missing in `output`, in this process, which must be one of its own: `prepare_process` is called in it.
+
+    `adapter` is the folder of a LoRA adapter on the model in `folder`.
 
     Raises:
         DataError: naming a task's data set, when it cannot be had; before an engine starts.
@@ -159,7 +165,7 @@ def run_harness(store: RunStore, output: str, folder: str, settings: EngineSetti
         return
     loaded = load_tasks(missing, wanted)
     try:
-        model = vllm_model(folder, settings, wanted)
+        model = vllm_model(folder, settings, wanted, adapter=adapter)
     except Exception as error:  # vLLM's own reasons: memory, lengths, architectures …
         raise GenerationError(f"{folder}: the engine could not start: {type(error).__name__}: {one_line(error)}") from error
     for task in missing:
@@ -253,12 +259,13 @@ def _named(config: Mapping[str, Any]) -> set[str]:
     return {f"{path} ({subset})" if subset else str(path)} if path else set()
 
 
-def vllm_model(folder: str, settings: EngineSettings, wanted: HarnessRun) -> Any:
+def vllm_model(folder: str, settings: EngineSettings, wanted: HarnessRun, *, adapter: str = "") -> Any:
     """The harness's own vLLM model, with the engine arguments of an opponent; but for the length, which is the model's own."""
     with _vllm_by_any_name():
         from lm_eval.models.vllm_causallms import VLLM
 
-    return VLLM(pretrained=folder, batch_size="auto", **engine_arguments_of(folder, settings, wanted))
+    arguments = engine_arguments_of(folder, settings, wanted)
+    return VLLM(pretrained=folder, batch_size="auto", lora_local_path=adapter or None, **arguments)
 
 
 def engine_arguments_of(folder: str, settings: EngineSettings, wanted: HarnessRun) -> dict[str, Any]:

@@ -45,6 +45,15 @@ class Subject:
         folder = self.checkpoints[number]
         return _digest(self.store.checksums(folder) if self.is_run else _checksums(Path(folder)))
 
+    def base(self, number: int) -> str:
+        """The folder whose weights a checkpoint stands on: its own, or the start model's where it is an adapter."""
+        adapter = self.is_run and self.config.base_of(number) != number
+        return self.store.checkpoint(0) if adapter else self.checkpoints[number]
+
+    def adapter(self, number: int) -> str:
+        """The folder of a checkpoint that is an adapter; empty for one that holds all weights."""
+        return "" if self.base(number) == self.checkpoints[number] else self.checkpoints[number]
+
     def called(self, number: int) -> str:
         """A checkpoint's name for people and files: `demo-003`, or the model's."""
         return f"{self.name}-{number:03d}" if self.is_run else self.name

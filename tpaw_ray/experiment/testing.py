@@ -15,7 +15,7 @@ from tpaw_ray.errors import DataError
 from tpaw_ray.evaluation.exact_match import judge, verdict
 from tpaw_ray.nodes import cluster_nodes
 from tpaw_ray.opponents.messages import EngineSettings, Sampling
-from tpaw_ray.opponents.rollouts import Questions, generate
+from tpaw_ray.opponents.rollouts import Questions, adapter_of, generate
 from tpaw_ray.opponents.roster import Roster
 from tpaw_ray.placement import engines_of, unmet
 from tpaw_ray.plan import shards_asked
@@ -94,7 +94,7 @@ def _guest(asked: Asked, rosters: dict[str, Roster]) -> _Guest:
 
 def _host(guest: _Guest, number: int) -> None:
     """Start the engines of the guest of that number; in a roster guests are counted, since their checkpoints' numbers repeat."""
-    path = guest.asked.store.checkpoint(guest.asked.checkpoint)
+    path = guest.asked.store.checkpoint(guest.asked.config.base_of(guest.asked.checkpoint))
     guest.roster.host(number, path, f"{path}/committed.json")
 
 
@@ -119,6 +119,7 @@ def _answer(guest: _Guest, number: int, reporter: Reporter) -> None:
                 ),
                 run_seed=config.run.seed,
                 output=f"{folder}/generations",
+                adapter=adapter_of(store, config, checkpoint),
             ),
             guest.roster.opponents(number),
             advance,

@@ -11,6 +11,7 @@ from tpaw_ray.config import Config
 from tpaw_ray.errors import ConfigError, RunError
 from tpaw_ray.handing_on.card import write_card
 from tpaw_ray.handing_on.choice import Choice, choose, open_run
+from tpaw_ray.policy.directory import ADAPTER, ADAPTER_WEIGHTS
 from tpaw_ray.runs.address import told
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.runs.summary import Summary
@@ -61,8 +62,27 @@ def _fill(store: RunStore, config: Config, choice: Choice, folder: Path, *, call
     for path in folder.rglob("*"):  # the run's own marker, and what nobody committed
         if path.is_file() and path.relative_to(folder).as_posix() not in committed:
             path.unlink()
+    if config.base_of(choice.checkpoint) != choice.checkpoint:
+        _merge(store, config, choice, folder)
     (folder / "README.md").unlink(missing_ok=True)  # of a start model that brought its own
     write_card(store, config, choice, called=called, path=folder / "README.md")
+
+
+def _merge(store: RunStore, config: Config, choice: Choice, folder: Path) -> None:
+    """Put the weights of adapter and start model together in place of the adapter's files."""
+    from tpaw_ray.policy.adapter import load_adapter, merged_state
+    from tpaw_ray.policy.model import load_model
+
+    model = load_model(
+        store.on_disk(store.checkpoint(0)),
+        precision=config.learner.precision,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    load_adapter(model, folder)
+    state = merged_state(model)
+    for name in (ADAPTER, ADAPTER_WEIGHTS):
+        (folder / name).unlink()
+    model.save_pretrained(folder, state_dict=state)
 
 
 def _token(name: str) -> str:

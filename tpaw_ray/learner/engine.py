@@ -54,16 +54,25 @@ def deepspeed_settings(learner: LearnerConfig) -> dict[str, Any]:
 class PolicyEngine:
     """A DeepSpeed engine around the policy that starts an update. `close` frees its memory."""
 
-    def __init__(self, config: Config, *, checkpoint: str, iteration: int, num_steps: int) -> None:
+    def __init__(self, config: Config, *, base: str, checkpoint: str, iteration: int, num_steps: int) -> None:
+        """`base` holds the weights of `checkpoint`: it is the same folder, unless that is an adapter on them."""
         settings = deepspeed_settings(config.learner)
         # ZeRO-3 partitions parameters while they load, which transformers does only while this object lives.
         self._zero3 = HfDeepSpeedConfig(settings) if config.learner.zero_stage == 3 else None
         model = load_model(
-            checkpoint,
+            base,
             precision=config.learner.precision,
             attention=config.model.attention,
             trust_remote_code=config.model.trust_remote_code,
         )
+        self._adapters = config.adapters
+        if config.adapters:
+            from tpaw_ray.policy.adapter import add_adapter, load_adapter
+
+            if checkpoint == base:
+                add_adapter(model, config.model.lora, config.model.path, config.run.seed)
+            else:
+                load_adapter(model, Path(checkpoint), trained=True)
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         policy = Policy(model).train()
@@ -111,7 +120,9 @@ class PolicyEngine:
     def save(self, folder: Path) -> None:
         """Write weights, optimizer and schedule, each worker its own files; all workers must call it."""
         try:
-            self.engine.save_checkpoint(str(folder.parent), folder.name, save_latest=False)
+            self.engine.save_checkpoint(
+                str(folder.parent), folder.name, save_latest=False, exclude_frozen_parameters=self._adapters
+            )
         except RuntimeError as error:  # torch's writer says no more than that a write came to nothing
             if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
                 raise
@@ -120,7 +131,7 @@ class PolicyEngine:
 
     def load(self, folder: str) -> None:
         """Take up what `save` wrote, on as many workers as then. The files are pickles: only those of the own run are read."""
-        found, _ = self.engine.load_checkpoint(str(Path(folder).parent), Path(folder).name)
+        found, _ = self.engine.load_checkpoint(str(Path(folder).parent), Path(folder).name, load_module_strict=not self._adapters)
         if found is None:
             raise RunError(f"{folder}: DeepSpeed cannot read it; remove this folder to have the update begin anew")
 
@@ -134,7 +145,8 @@ def make_optimizer(policy: Policy, learner: LearnerConfig, iteration: int) -> Op
     """A new optimizer for every iteration; RMSprop with torch's defaults is what SPIN trained with."""
     rate = at_iteration(learner.learning_rate, iteration)
     kind = {"rmsprop": RMSprop, "adamw": AdamW}[learner.optimizer]
-    return kind(policy.parameters(), lr=rate, weight_decay=learner.weight_decay)
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return kind(trained, lr=rate, weight_decay=learner.weight_decay)
 
 
 def make_schedule(optimizer: Optimizer, learner: LearnerConfig, num_steps: int) -> torch.optim.lr_scheduler.LRScheduler:

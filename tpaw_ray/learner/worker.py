@@ -68,8 +68,8 @@ def update(config: Config, store: RunStore, iteration: int, report: Reports) -> 
     pairs = read_pairs(store, iteration)
     lengths = lengths_of(pairs)
     total = num_steps(len(pairs), learner.global_batch, learner.epochs)
-    start = store.on_disk(store.checkpoint(iteration))
-    policy = PolicyEngine(config, checkpoint=start, iteration=iteration, num_steps=total)
+    start, base = (store.on_disk(store.checkpoint(number)) for number in (iteration, config.base_of(iteration)))
+    policy = PolicyEngine(config, base=base, checkpoint=start, iteration=iteration, num_steps=total)
     saves = StepCheckpoints(config, store, iteration, report.remark)
     progress = saves.restore(policy)
     began -= progress.seconds
@@ -86,7 +86,7 @@ def update(config: Config, store: RunStore, iteration: int, report: Reports) -> 
             saves.save(policy, progress)
     attention = policy.attention
     made = store.checkpoint(iteration + 1)
-    export_checkpoint(policy.model, store, start=Path(start), destination=made)
+    export_checkpoint(policy.model, store, start=Path(start), destination=made, adapter=config.adapters)
     policy.close()
     # An opponent on the same device starts when the checkpoint is committed, so the memory must be free by then.
     if rank == 0:

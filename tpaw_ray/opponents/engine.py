@@ -10,12 +10,14 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import vllm.v1.worker.cpu_worker  # noqa: F401  (the engine would import it at its start; here it is part of the warm-up)
 from vllm.config import VllmConfig
+from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import EngineArgs
 from vllm.inputs.engine import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.models import ModelRegistry
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
@@ -68,9 +70,10 @@ class Engine:
             config.cache_config.kv_cache_memory_bytes = _cpu_cache_bytes(config, settings)
         self._engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
         self.vocabulary = config.model_config.get_vocab_size()
+        self._adapters: dict[str, LoRARequest] = {}
 
-    def add(self, key: str, request: Request, sampling: Sampling) -> None:
-        """Take in a request; it joins the running batch at the next step."""
+    def add(self, key: str, request: Request, sampling: Sampling, adapter: str = "") -> None:
+        """Take in a request; it joins the running batch at the next step. `adapter` is a folder on this node."""
         room = self._max_length - len(request.prompt_tokens)
         params = SamplingParams(
             temperature=sampling.temperature,
@@ -83,7 +86,13 @@ class Engine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self._engine.add_request(key, tokens_input(list(request.prompt_tokens)), params)
+        self._engine.add_request(key, tokens_input(list(request.prompt_tokens)), params, lora_request=self._adapter(adapter))
+
+    def _adapter(self, folder: str) -> LoRARequest | None:
+        # vLLM knows an adapter by its number, and reads its folder at the first request for it.
+        if folder and folder not in self._adapters:
+            self._adapters[folder] = LoRARequest(folder, len(self._adapters) + 1, folder)
+        return self._adapters.get(folder)
 
     def step(self) -> Iterator[Finished]:
         """One token for every running sequence; yields the sequences that ended."""
@@ -112,6 +121,12 @@ def engine_arguments(settings: EngineSettings, checkpoint: str) -> dict[str, Any
         "enable_prefix_caching": False,
         "seed": 0,
     }
+    if settings.adapters:
+        arguments |= {
+            "enable_lora": True,
+            "max_lora_rank": min(rank for rank in get_args(MaxLoRARanks) if rank >= settings.lora_rank),
+            "max_loras": settings.adapters,
+        }
     if settings.gpus == 0:
         arguments |= {
             "enforce_eager": True,

@@ -43,6 +43,9 @@ class EngineSettings:
     repeatable: bool = False
     threads: int | None = None
     trust_remote_code: bool = False
+    lora_rank: int = 0
+    adapters: int = 0
+    """Adapters that may be in one batch; 0 for none at all."""
     engine_args: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -61,6 +64,8 @@ class EngineSettings:
             repeatable=opponents.repeatable,
             threads=opponents.threads,
             trust_remote_code=config.model.trust_remote_code,
+            lora_rank=config.model.lora.rank,
+            adapters=config.window if config.adapters else 0,
             engine_args=dict(opponents.engine_args),
         )
 
@@ -81,6 +86,8 @@ class Request:
     prompt_id: str
     prompt_tokens: list[int]
     seed: int
+    adapter: str = ""
+    """Folder of the LoRA adapter that answers; by default the engine's own weights do."""
 
 
 @dataclass(frozen=True, kw_only=True)

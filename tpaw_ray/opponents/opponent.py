@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.util.metrics import Gauge
 
 from tpaw_ray.errors import CheckpointError, GenerationError, TpawError
 from tpaw_ray.faults import Place, reached
@@ -37,6 +38,7 @@ from tpaw_ray.opponents.messages import (
     Sampling,
     Seat,
 )
+from tpaw_ray.policy.directory import check_adapter_files
 from tpaw_ray.runs.store import RunStore
 
 if TYPE_CHECKING:
@@ -69,6 +71,8 @@ class Opponent:
         self._record = Record(set_aside=frozenset(), deaths={})
         self._import_s = 0.0
         self._sequences = self._generated_tokens = self._most_in_flight = 0
+        self._queue = Gauge("tpaw_engine_sequences", "Sequences that an engine has", ("checkpoint", "replica"))
+        self._queue.set_default_tags({"checkpoint": str(seat.checkpoint), "replica": str(seat.replica)})
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     async def ready(self) -> float:
@@ -172,6 +176,7 @@ class Opponent:
     def _step(self, engine: "Engine") -> None:
         self._fill(engine)
         self._most_in_flight = max(self._most_in_flight, len(self._waiting))
+        self._queue.set(len(self._waiting))
         answered = []
         for finished in engine.step():
             call, index = self._waiting.pop(finished.key)
@@ -215,17 +220,29 @@ class Opponent:
             return
         prompts = [call.requests[index].prompt_id for call, index in held]
         ray.get(self._ledger.hold.remote(*self._key, prompts))
+        folders = {"": ""}
         for call, index in held:
             request = call.requests[index]
             reached(Place.ANSWER, f"checkpoints/{self._seat.checkpoint:03d}/{request.prompt_id}")
             key = f"{call.number}-{index}"
             try:
-                engine.add(key, request, call.sampling)
+                if request.adapter not in folders:
+                    folders[request.adapter] = self._adapter(request.adapter)
+                engine.add(key, request, call.sampling, folders[request.adapter])
+            except CheckpointError as error:
+                call.fail(error)
+                continue
             except ValueError as error:
                 # vLLM refuses a request before it changes anything, so only this call is in vain.
                 call.fail(GenerationError(f"prompt {request.prompt_id}: refused by the engine: {error}"))
                 continue
             self._waiting[key] = (call, index)
+
+    def _adapter(self, path: str) -> str:
+        # Where an adapter is on this node. One that is incomplete is found here: in vLLM it would end the engine.
+        folder = self._store.on_disk(path)
+        check_adapter_files(Path(folder))
+        return folder
 
     def _break_down(self, error: BaseException) -> None:
         self._broken = True

@@ -6,6 +6,7 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
+from tpaw_ray.config import Config
 from tpaw_ray.data.stage import ask_for_each_shard
 from tpaw_ray.errors import RunError
 from tpaw_ray.opponents.messages import Request, Sampling
@@ -26,6 +27,13 @@ class Questions:
     sampling: Sampling
     run_seed: int
     output: str
+    adapter: str = ""
+    """Folder of the adapter that answers, where the opponent is one."""
+
+
+def adapter_of(store: RunStore, config: Config, checkpoint: int) -> str:
+    """The folder of a checkpoint that is an adapter; empty for one that holds all weights."""
+    return "" if config.base_of(checkpoint) == checkpoint else store.checkpoint(checkpoint)
 
 
 def generate(
@@ -72,6 +80,7 @@ class _GenerateShard:
                 prompt_id=prompt.prompt_id,
                 prompt_tokens=list(prompt.prompt_tokens),
                 seed=request_seed(asked.run_seed, asked.iteration, asked.opponent, prompt.prompt_id),
+                adapter=asked.adapter,
             )
             for prompt in prompts
         ]

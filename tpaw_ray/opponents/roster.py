@@ -1,5 +1,6 @@
 """Who hosts which checkpoint: the driver starts, asks and retires opponents here."""
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ from tpaw_ray.processes import beside_the_driver, model_process
 
 WITHOUT_END = -1
 """Ray replaces a process that ended unasked (an engine broke down, a node is lost) and asks it again; the ledger ends that."""
+PORTIONS = 4
+"""Into how many parts a replica's share of a shard is divided."""
+AHEAD = 2
+"""How many of them it has at once."""
 MAX_CALLS = 1000
 """Calls an opponent holds at once; they share the engine's batch."""
 
@@ -121,22 +126,31 @@ def ask(
 ) -> list[Response]:
     """Have a checkpoint's replicas answer a shard together; the responses come in the order of the requests.
 
-    Requests are dealt out one by one, so that replicas differ by one request at most; the shard's index decides who gets the
-    odd ones. Which replica answers does not change a response.
+    Each replica begins with the same part of the shard; the rest goes in portions to whoever is done first, so that a slow one
+    holds nobody up. The shard's index decides who begins with the odd ones. Which replica answers does not change a response.
 
     Raises:
         GenerationError: when a prompt cannot be answered, or an opponent is gone for good.
     """
     replicas = len(handles)
-    dealt = [requests[first::replicas] for first in range(replicas)]
-    parts = _get(
-        [
-            handles[(first + shard_index) % replicas].generate.remote(list(part), sampling)
-            for first, part in enumerate(dealt)
-            if part
-        ]
-    )
-    return [parts[index % replicas][index // replicas] for index in range(len(requests))]
+    number = min(len(requests), PORTIONS * replicas if replicas > 1 else 1)
+    portions = deque((first, list(requests[first::number])) for first in range(number))
+    asked: dict[Any, tuple[int, ActorHandle[Opponent]]] = {}
+    answers: dict[int, list[Response]] = {}
+
+    def give(handle: ActorHandle[Opponent]) -> None:
+        if portions:
+            first, portion = portions.popleft()
+            asked[handle.generate.remote(portion, sampling)] = (first, handle)
+
+    for turn in range(AHEAD * replicas):
+        give(handles[(turn + shard_index) % replicas])
+    while asked:
+        (done, *_), _ = ray.wait(list(asked), num_returns=1)
+        first, handle = asked.pop(done)
+        (answers[first],) = _get([done])
+        give(handle)
+    return [answers[index % number][index // number] for index in range(len(requests))]
 
 
 def _get(references: list[Any]) -> list[Any]:

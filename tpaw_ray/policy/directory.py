@@ -24,6 +24,22 @@ COMPANIONS = (
 By name: whatever else lies in its folder, a token perhaps, is not handed on."""
 
 
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of a LoRA adapter, by the names that peft and vLLM know."""
+
+
+def check_adapter_files(directory: Path) -> None:
+    """Make sure that an adapter's files are there.
+
+    Raises:
+        CheckpointError: naming the first that is missing or not readable.
+    """
+    for name in (ADAPTER, ADAPTER_WEIGHTS):
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory}: no {name}; expected the folder of a LoRA adapter")
+    _read_object(directory / ADAPTER)
+
+
 def check_directory(directory: Path, *, trust_remote_code: bool) -> None:
     """What takes no import of torch: files that are there, and code that may not run.
 

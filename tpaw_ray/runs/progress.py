@@ -1,8 +1,12 @@
-"""What a person sees while a run goes on: bars on a terminal, a line a stage elsewhere."""
+"""What is told while a run goes on: to a person bars on a terminal and a line a stage, to a collector of logs JSON lines."""
 
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -22,8 +26,13 @@ class RateColumn(ProgressColumn):
 class Reporter:
     """Speaks to the person on standard output; errors go to standard error elsewhere."""
 
+    structured = False
+    """Whether it speaks JSON."""
+
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
+        self.observers: list[Callable[[str, int, int], None]] = []
+        """Told of a stage's name, its items done and their total, as they come."""
         self._bars = Progress(
             TextColumn("{task.description:<28}", markup=False),
             BarColumn(),
@@ -47,22 +56,27 @@ class Reporter:
         say(self.console, text)
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A stage of `total` items; yields the function that advances its bar. Prints a line at the end."""
-        task = self._bars.add_task(visible(name), total=total)
+    def stage(self, name: str, total: int, iteration: int | None = None) -> Iterator[Callable[[int], None]]:
+        """A stage of `total` items; yields the function that advances its bar. Tells of its end."""
+        shown = name if iteration is None else f"[{iteration}] {name}"
+        task = self._bars.add_task(visible(shown), total=total)
         started, done = time.perf_counter(), 0
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
             self._bars.advance(task, count)
+            for observer in self.observers:
+                observer(name, done, total)
 
         try:
             yield advance
         finally:
             self._bars.remove_task(task)
-        seconds = time.perf_counter() - started
-        self.say(f"  {name:<28} {done:>7} in {seconds:6.1f} s ({done / max(seconds, 1e-9):.1f}/s)")
+        self._tell_end(name, iteration, shown, done, time.perf_counter() - started)
+
+    def _tell_end(self, name: str, iteration: int | None, shown: str, done: int, seconds: float) -> None:
+        self.say(f"  {shown:<28} {done:>7} in {seconds:6.1f} s ({done / max(seconds, 1e-9):.1f}/s)")
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         table = Table(title=Text(visible(title)))
@@ -71,6 +85,31 @@ class Reporter:
         for row in rows:
             table.add_row(*(Text(visible(cell)) for cell in row))
         self.console.print(table)
+
+
+class JsonReporter(Reporter):
+    """One JSON object a line: `time` (UTC), `run`, `actor`, and `message`, or of a stage at its end `stage`, `iteration`, `done`,
+    `seconds`; of a checkpoint in the table at the end its row."""
+
+    structured = True
+
+    def __init__(self, run: str, stream: TextIO | None = None) -> None:
+        super().__init__(Console(file=stream, force_terminal=False))
+        self._run, self._stream = run, stream
+
+    def say(self, text: str) -> None:
+        self._write(message=text)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        for row in rows:
+            self._write(**dict(zip((column.replace(" ", "_") for column in columns), row, strict=True)))
+
+    def _tell_end(self, name: str, iteration: int | None, shown: str, done: int, seconds: float) -> None:
+        self._write(stage=name, iteration=iteration, done=done, seconds=round(seconds, 3))
+
+    def _write(self, **values: object) -> None:
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "run": self._run, "actor": "driver", **values}
+        print(json.dumps(line), file=self._stream or sys.stdout, flush=True)
 
 
 def say(console: Console, text: str) -> None:

@@ -6,6 +6,7 @@ Torch is imported in the actor's process only.
 import os
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpaw_ray.config import Config
@@ -38,6 +39,7 @@ class Scorer:
         self.store = store
         self.device = "cuda" if config.scoring.gpus else "cpu"
         self.loaded = ""
+        self.adapters: set[str] = set()
         self.computing = threading.Lock()
         self.worked_s = 0.0
 
@@ -52,7 +54,7 @@ class Scorer:
         return count
 
     def _score(self, shard: ScoreShard) -> int:
-        self._load(self.store.checkpoint(shard.player))
+        self._load(shard.player)
         prompts = self.store.read_rows(shard.prompts, Prompt)[: shard.take]
         if shard.generations:
             said = {row.prompt_id: row.generated_tokens for row in self.store.read_rows(shard.generations, Generation)}
@@ -80,10 +82,23 @@ class Scorer:
 
     def _unload(self) -> None:
         self.loaded = ""
+        self.adapters.clear()
         self.__dict__.pop("policy", None)
         free_memory()
 
-    def _load(self, checkpoint: str) -> None:
+    def _load(self, player: int) -> None:
+        self._load_weights(self.store.checkpoint(self.config.base_of(player)))
+        if not self.config.adapters:
+            return
+        from tpaw_ray.policy.adapter import load_adapter, use_adapter
+
+        name = f"checkpoint-{player}" if player else ""
+        if name and name not in self.adapters:
+            load_adapter(self.policy.model, Path(self.store.on_disk(self.store.checkpoint(player))), name)
+            self.adapters.add(name)
+        use_adapter(self.policy.model, name)
+
+    def _load_weights(self, checkpoint: str) -> None:
         if self.loaded == checkpoint:
             return
         from tpaw_ray.policy.logprobs import Policy, check_policy

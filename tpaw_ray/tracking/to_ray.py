@@ -1,11 +1,26 @@
 """Ray's own metrics, for its dashboard and Prometheus: gauges of the last step and checkpoint, tagged with the run's name."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ray.util.metrics import Gauge
 
 from tpaw_ray.tracking.entries import Entry, Reached, Subject
+
+
+def stage_gauges(run: str) -> Callable[[str, int, int], None]:
+    """Gauges `tpaw_stage_done` and `tpaw_stage_total` of a run's stages, by name; returns what sets them."""
+    done, total = (
+        Gauge(f"tpaw_stage_{name}", description=f"Items {meaning} of a TPAW stage", tag_keys=("run", "stage"))
+        for name, meaning in (("done", "done"), ("total", "in all"))
+    )
+
+    def progress(stage: str, items: int, of: int) -> None:
+        tags = {"run": run, "stage": stage}
+        done.set(items, tags=tags)
+        total.set(of, tags=tags)
+
+    return progress
 
 
 class RayMetrics:
