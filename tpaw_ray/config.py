@@ -268,6 +268,9 @@ class LearnerConfig(Section):
     """CPU threads of a worker; by default the machine's cores divided by `workers`."""
     zero_stage: Annotated[int, Field(ge=0, le=3), Number] = 2
     """DeepSpeed ZeRO stage."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What a GPU's worker keeps in the CPU's memory: the optimizer's states (from ZeRO stage 1 on), or the parameters as well
+    (stage 3). Saves memory of the GPU and takes longer."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of learner, scorers and opponents."""
     gradient_checkpointing: bool = True
@@ -296,6 +299,13 @@ class LearnerConfig(Section):
     """Save the update when so many minutes have passed since it last was."""
     max_restarts: Annotated[int, Field(ge=0, le=LARGEST), Number] = 2
     """How often the worker group is started again after a worker died."""
+
+    @model_validator(mode="after")
+    def _offload_fits_stage(self) -> "LearnerConfig":
+        needed = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < needed:
+            raise ValueError(f"offload: {self.offload} needs a zero_stage of {needed} at least, found {self.zero_stage}")
+        return self
 
 
 class EvaluationConfig(Section):

@@ -117,11 +117,14 @@ def learner_bytes(size: ModelSize, learner: LearnerConfig) -> int:
     share = {stage: (learner.workers if learner.zero_stage >= stage else 1) for stage in (1, 2, 3)}
     moments = 4 * (1 if learner.optimizer == "rmsprop" else 2)
     master = 4 if learner.precision == "bf16" else 0
-    states = size.parameters * width / share[3] + size.trained * (4 / share[2] + (moments + master) / share[1])
+    weights = size.parameters * width / share[3]
+    states = size.trained * (4 / share[2] + (moments + master) / share[1])
     kept = 1 if learner.gradient_checkpointing else 16  # hidden states a layer keeps for the backward pass
     activations = learner.micro_batch_tokens * size.hidden * width * (size.layers * kept + 24)
     head = 3 * _HEAD_CHUNK * size.vocabulary * 4
-    return int(states + activations + head) + RUNTIME_BYTES
+    # What is kept in the CPU's memory does not count on a GPU.
+    held = {"none": weights + states, "optimizer": weights, "parameters": 0.0}[learner.offload if learner.gpus else "none"]
+    return int(held + activations + head) + RUNTIME_BYTES
 
 
 def step_checkpoint_bytes(size: ModelSize, learner: LearnerConfig) -> int:

@@ -13,6 +13,7 @@ CASES = {
     "zero-2-bf16": {"zero_stage": 2, "precision": "bf16", "optimizer": "adamw"},
     "zero-3-adamw": {"zero_stage": 3, "optimizer": "adamw"},
     "zero-3-rmsprop": {"zero_stage": 3},
+    "zero-3-offload": {"zero_stage": 3, "offload": "parameters"},
     "zero-2-lora": {"zero_stage": 2, "lora": {"rank": 4}},
     "zero-3-lora": {"zero_stage": 3, "lora": {"rank": 4, "target_modules": ["q_proj", "v_proj"]}},
 }

@@ -185,6 +185,10 @@ def test_a_missing_field_is_named(tmp_path):
         ("data.test_fraction", "1"),
         ("data.test_fraction", ".nan"),
         ("learner.zero_stage", "4"),
+        ("learner.offload", "disk"),
+        ("model.lora.rank", "-1"),
+        ("model.lora.rank", "513"),
+        ("model.lora.target_modules", "[]"),
         ("learner.warmup_fraction", "1"),
         ("learner.learning_rate", "fast"),
         ("learner.precision", "fp16"),
@@ -370,3 +374,9 @@ def test_opponents_may_change_on_a_run_but_for_what_vllm_is_told_beside(load, tm
     for text in ("", "opponents: {engine_args: {block_size: 16, quantization: fp8}}\n"):
         with pytest.raises(RunError, match=r"another config.*\n  opponents\.engine_args\.[a-z_]+: started with"):
             check_same_run(load(text), store)
+
+
+@pytest.mark.parametrize(("offload", "stage"), [("optimizer", 0), ("parameters", 2)])
+def test_an_offload_that_the_zero_stage_does_not_know_is_refused(refused, offload, stage):
+    message = refused("", f"learner.offload={offload}", f"learner.zero_stage={stage}")
+    assert f"offload: {offload} needs a zero_stage of" in message and f"found {stage}" in message

@@ -1,5 +1,7 @@
 """The work ahead, counted by hand."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,14 +9,17 @@ from hypothesis import strategies as st
 from tpaw_ray.algorithm.team import rollouts_of, team_at
 from tpaw_ray.config import resolve_config
 from tpaw_ray.plan import (
+    GIB,
     RUNTIME_BYTES,
     ModelSize,
     checkpoint_bytes,
     learner_bytes,
     multiplies_bf16,
     num_askers,
+    opponent_bytes,
     plan_iteration,
     shards_asked,
+    start_bytes,
 )
 from tpaw_ray.runs.store import RunStore
 
@@ -99,6 +104,27 @@ def test_memory_of_a_worker_by_hand():
     adamw = config_of(learner={"workers": 1, "precision": "fp32", "optimizer": "adamw", "micro_batch_tokens": 10}).learner
     # fp32: weights 4, gradients 4, two moments 8, no master copy → 16 000 B; activations are twice as wide
     assert learner_bytes(size, adamw) == 16000 + 4320 + 43008 + RUNTIME_BYTES
+
+
+def test_memory_with_adapters_and_with_offload_by_hand():
+    # An adapter of 100 parameters: weights (1000 + 100 of them count as one model) 2 B; states of the adapter alone, 4 + 4 + 4 B.
+    size = ModelSize(parameters=1000, hidden=4, layers=3, vocabulary=7, context=64, kv=4, tied=False, adapter=100)
+    config = config_of(learner={"micro_batch_tokens": 10}, model={"path": "m", "lora": {"rank": 4}})
+    assert size.trained == 100
+    assert learner_bytes(size, config.learner) == 2000 + 1200 + 2160 + 43008 + RUNTIME_BYTES
+    assert (checkpoint_bytes(size, config), start_bytes(size, config)) == (200, 2000)
+    assert opponent_bytes(size, config) == (1000 + 3 * 100) * 2 + GIB + RUNTIME_BYTES
+    whole = replace(size, adapter=0)
+
+    def held(**learner):
+        return (
+            learner_bytes(whole, config_of(learner={"micro_batch_tokens": 10, **learner}).learner) - 2160 - 43008 - RUNTIME_BYTES
+        )
+
+    assert held(gpus=1) == 2000 + 12000
+    assert held(gpus=1, offload="optimizer") == 2000
+    assert held(gpus=1, zero_stage=3, offload="parameters") == 0
+    assert held(zero_stage=3, offload="parameters") == 2000 + 12000  # on a CPU it is the same memory
 
 
 def test_an_engine_is_asked_for_two_full_batches_and_at_least_two_shards():

@@ -33,6 +33,8 @@ def deepspeed_settings(learner: LearnerConfig) -> dict[str, Any]:
     Gradient accumulation is ours (`managed_gradient_accumulation: false`): a step runs as many micro-batches as its tokens
     need, and `engine.step()` is the boundary.
     """
+    to_cpu = {"device": "cpu", "pin_memory": learner.gpus > 0}
+    offload = {"optimizer": ["offload_optimizer"], "parameters": ["offload_optimizer", "offload_param"]}.get(learner.offload, [])
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -42,7 +44,9 @@ def deepspeed_settings(learner: LearnerConfig) -> dict[str, Any]:
             "overlap_comm": False,
             # Keeps a GPU's memory from fragmenting; on CPUs it is one more copy.
             "contiguous_gradients": learner.gpus > 0,
+            **dict.fromkeys(offload, to_cpu),
         },
+        "zero_force_ds_cpu_optimizer": False,  # the optimizer is the config's, wherever its states lie
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": learner.precision == "bf16"},
         "gradient_clipping": learner.max_grad_norm,
