@@ -39,14 +39,14 @@ add() { # ROLE
   echo "$number"
 }
 
-living() { # how many nodes the head knows to live; nothing while it does not answer
-  "$RAY" list nodes --address="http://127.0.0.1:$DASHBOARD" --filter state=ALIVE --format json 2>/dev/null | grep -c '"node_id"'
+living() { # how many nodes the head knows to live; 0 while it does not answer
+  "$RAY" list nodes --address="http://127.0.0.1:$DASHBOARD" --filter state=ALIVE --format json 2>/dev/null | grep -o '"node_id"' | wc -l
 }
 
 await() { # NUMBER of living nodes, the head among them
   local found=0
   for _ in $(seq 60); do
-    found=$(living || true)
+    found=$(living)
     if [ "$found" = "$1" ]; then return; fi
     if ! alive 0-head; then
       cat "$STATE/0-head.log" >&2

@@ -208,8 +208,9 @@ class OpponentsConfig(Section):
     batch: Count = 256
     """Sequences an engine works on at once (vLLM's `max_num_seqs`)."""
     repeatable: bool = False
-    """Give each engine one shard at a time, though engines idle as shards end. What else is in an engine's batch can change a
-    response, in bf16 above all: with this a run that was disturbed has the responses of one that was not."""
+    """Give each engine one call at a time (a shard, or a portion of one where replicas share it), though engines idle as it ends.
+    What else is in an engine's batch can change a response, in bf16 above all: with this a run that was disturbed has the
+    responses of one that was not."""
     max_set_aside: Fraction = 0.01
     """Share of the prompts that may be left out because they end every engine they are given to; more end the run."""
     engine_args: dict[str, Any] = {}
@@ -269,8 +270,8 @@ class LearnerConfig(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3), Number] = 2
     """DeepSpeed ZeRO stage."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What a GPU's worker keeps in the CPU's memory: the optimizer's states (from ZeRO stage 1 on), or the parameters as well
-    (stage 3). Saves memory of the GPU and takes longer."""
+    """What a worker keeps in the CPU's memory in place of its GPU's: the optimizer's states (from ZeRO stage 1 on), or the
+    parameters as well (stage 3). Takes longer, and is of no use without a GPU."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of learner, scorers and opponents."""
     gradient_checkpointing: bool = True

@@ -289,7 +289,9 @@ class SelfPlay:
 
     def release(self, iteration: int) -> None:
         """Retire opponents that have nothing more to say, and warm up the coming checkpoint's."""
-        coming, overlap = iteration + 1, self.config.run.overlap
+        coming = iteration + 1
+        # An engine of adapters is there at once: on a GPU that it shares it would have the memory that the learner needs.
+        overlap = self.config.run.overlap and not (self.config.adapters and 0 < self.config.opponents.gpus < 1)
         again = overlap and self.config.team.data == "fresh" and coming < self.config.iterations
         speaking = {rollout.opponent for rollout in self.teams.rollouts(coming)} if again else {coming}
         kept = {self.config.base_of(checkpoint) for checkpoint in speaking} if overlap else set()

@@ -90,19 +90,21 @@ class NodeWatch:
         since, told = None, ""
         while not self._over.wait(self._look_s):
             try:
-                missing = unmet(self._needed(), self._nodes())
+                nodes = self._nodes()
             except Exception as error:  # Ray's and bare ones: its head does not answer, which is not yet a node that is gone
-                text = f"the cluster's nodes cannot be listed: {error}"
-            else:
-                if not missing:
-                    since = None
-                    continue
-                since = time.monotonic() if since is None else since
-                if time.monotonic() - since >= 60 * self._minutes:
-                    self._missing = missing
-                    interrupt(self._watched_thread)
-                    return
-                text = f"waiting up to {self._minutes:g} minutes for nodes: {missing}"
-            if text != told:
-                self._say(text)
-                told = text
+                if told != "head":
+                    self._say(f"the cluster's nodes cannot be listed: {error}")
+                    told = "head"
+                continue
+            missing = unmet(self._needed(), nodes)
+            if not missing:
+                since = None
+                continue
+            since = time.monotonic() if since is None else since
+            if time.monotonic() - since >= 60 * self._minutes:
+                self._missing = missing
+                interrupt(self._watched_thread)
+                return
+            if missing != told:
+                self._say(f"waiting up to {self._minutes:g} minutes for nodes: {missing}")
+                told = missing

@@ -23,6 +23,10 @@ ASKING_THREADS = 32
 """Shards such a process asks for at once."""
 SCORER_SHARDS = 2
 """Shards under way at once for each scorer: one is computed, another waits for its generations."""
+PORTIONS = 4
+"""Into how many parts a replica's share of a shard is divided."""
+AHEAD = 2
+"""How many of them a replica has at once; the others go to whoever is done first."""
 PAIRING_CPUS = 0.5
 """CPUs Ray sets aside for a task that joins a shard: short work, so fewer processes that start mean sooner done."""
 
@@ -144,7 +148,8 @@ def scorer_bytes(size: ModelSize, config: Config) -> int:
     """Memory of one scorer: weights, a batch's activations, the head's chunk."""
     width = 2 if config.learner.precision == "bf16" else 4
     activations = config.scoring.batch_tokens * size.hidden * width * 16
-    weights = size.parameters + config.team.size * size.adapter
+    players = config.iterations if config.team.select == "all" else config.team.size
+    weights = size.parameters + players * size.adapter
     return weights * width + activations + _HEAD_CHUNK * size.vocabulary * 4 + RUNTIME_BYTES
 
 
@@ -169,9 +174,13 @@ def run_bytes(size: ModelSize, config: Config, num_prompts: int) -> int:
 
 
 def shards_asked(config: Config) -> int:
-    """Shards a checkpoint's engines are asked for at once: two full batches each, so that none runs dry as a shard ends."""
+    """Shards a checkpoint's engines are asked for at once: two full batches each, so that none runs dry as a shard ends.
+
+    Of several replicas each has `AHEAD` of its `PORTIONS` of a shard at a time.
+    """
     opponents = config.opponents
-    return max(2, math.ceil(2 * opponents.batch * opponents.replicas / config.data.shard_size))
+    held = 1.0 if opponents.replicas == 1 else AHEAD / PORTIONS
+    return max(2, math.ceil(2 * opponents.batch * opponents.replicas / (held * config.data.shard_size)))
 
 
 def num_askers(shards: int) -> int:

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray
@@ -50,7 +51,7 @@ def store(tmp_path_factory, tiny_model):
 @pytest.fixture(scope="module")
 def models(store, tiny_model):
     """Each checkpoint as a whole model."""
-    adapters = (whole_model(tiny_model, store.checkpoint(number)) for number in TEAM[1:])
+    adapters = (whole_model(tiny_model, Path(store.checkpoint(number))) for number in TEAM[1:])
     return [AutoModelForCausalLM.from_pretrained(tiny_model).eval(), *adapters]
 
 
@@ -60,7 +61,7 @@ def adapter_of(store, number):
 
 @pytest.fixture(scope="module")
 def engine(ray_session, store):
-    """One engine of the start model, with room for two adapters at a time."""
+    """One engine of the start model, with room for fewer adapters than there are."""
     start = store.checkpoint(0)
     with at_work(Roster(replace(SETTINGS, lora_rank=LORA.rank, adapters=2), engines(1))) as roster:
         roster.host(0, start, f"{start}/committed.json")
@@ -77,7 +78,7 @@ def test_one_engine_speaks_as_every_checkpoint_of_the_team(engine, store, models
         return tokens
 
     asked = questions(24)
-    speakers = [index % len(TEAM) for index in range(len(asked))]  # all in one call, and so in one batch
+    speakers = [index % len(TEAM) for index in range(len(asked))]  # all in one call, the start model's own among them
     requests = [replace(one, adapter=adapter_of(store, number)) for one, number in zip(asked, speakers, strict=True)]
     responses = ask(engine, 0, requests, GREEDY)
     for request, number, response in zip(requests, speakers, responses, strict=True):

@@ -14,6 +14,9 @@ CASES = {
     "zero-3-adamw": {"zero_stage": 3, "optimizer": "adamw"},
     "zero-3-rmsprop": {"zero_stage": 3},
     "zero-3-offload": {"zero_stage": 3, "offload": "parameters"},
+    "zero-1-offload": {"zero_stage": 1, "offload": "optimizer", "optimizer": "adamw"},
+    "zero-0-lora": {"zero_stage": 0, "lora": {"rank": 4}},
+    "zero-1-lora-bf16": {"zero_stage": 1, "precision": "bf16", "lora": {"rank": 4}},
     "zero-2-lora": {"zero_stage": 2, "lora": {"rank": 4}},
     "zero-3-lora": {"zero_stage": 3, "lora": {"rank": 4, "target_modules": ["q_proj", "v_proj"]}},
 }

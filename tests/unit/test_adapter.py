@@ -102,8 +102,8 @@ def test_a_team_of_adapters_has_the_losses_of_whole_models_with_merged_weights(s
     live = base_of(start)
     load_adapter(live, team[0], trained=True)
     one = base_of(start)
-    for index, folder in enumerate(team):
-        load_adapter(one, folder, f"player-{index}")
+    for index, folder in reversed(list(enumerate(team))):
+        load_adapter(one, folder, f"player-{(1, 10, 11)[index]}")  # names that begin alike
     losses = []
     for merged in (False, True):
         players = []
@@ -111,7 +111,7 @@ def test_a_team_of_adapters_has_the_losses_of_whole_models_with_merged_weights(s
             if merged:
                 model = whole_model(start, folder)
             else:
-                use_adapter(one, f"player-{index}")
+                use_adapter(one, f"player-{(1, 10, 11)[index]}")
                 model = one
             players.append(logps_of(model))
         reference = torch.stack(players, dim=1)  # by sequence and player
@@ -169,3 +169,9 @@ def test_a_folder_without_an_adapter_or_with_one_of_another_model_is_named(start
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="cannot be used as a LoRA adapter"):
         load_adapter(base_of(start), tmp_path)
+
+
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
+def test_embedding_and_head_get_no_adapter(start, module):
+    with pytest.raises(ConfigError, match="embedding and head get no adapter"):
+        adapter_size(start, ModelConfig(path=str(start), lora=LoraConfig(rank=4, target_modules=["q_proj", module])))

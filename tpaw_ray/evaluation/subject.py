@@ -42,8 +42,11 @@ class Subject:
 
     def weights(self, number: int) -> str:
         """A digest of a checkpoint's files, so that what came of other weights does not stand for its own."""
-        folder = self.checkpoints[number]
-        return _digest(self.store.checksums(folder) if self.is_run else _checksums(Path(folder)))
+        folder, base = self.checkpoints[number], self.base(number)
+        if not self.is_run:
+            return _digest(_checksums(Path(folder)))
+        own = self.store.checksums(folder)
+        return _digest(own if base == folder else [own, self.store.checksums(base)])
 
     def base(self, number: int) -> str:
         """The folder whose weights a checkpoint stands on: its own, or the start model's where it is an adapter."""
@@ -141,7 +144,7 @@ def _open_model(path: str, config: Path | None, overrides: Sequence[str], to: st
             "settings it is evaluated"
         )
     target = _absolute(to or f"evaluations/{folder.name}")
-    place = {"run.name": target.name, "run.root": str(target.parent), "model.path": str(folder)}
+    place = {"run.name": target.name, "run.root": str(target.parent), "model.path": str(folder), "model.lora.rank": 0}
     # JSON is YAML, whatever the names hold.
     resolved = load_config(config, [*overrides, *(f"{key}={json.dumps(value)}" for key, value in place.items())])
     check_directory(folder, trust_remote_code=resolved.model.trust_remote_code)

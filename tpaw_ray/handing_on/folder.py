@@ -70,9 +70,12 @@ def _fill(store: RunStore, config: Config, choice: Choice, folder: Path, *, call
 
 def _merge(store: RunStore, config: Config, choice: Choice, folder: Path) -> None:
     """Put the weights of adapter and start model together in place of the adapter's files."""
+    from safetensors import SafetensorError
+
     from tpaw_ray.policy.adapter import load_adapter, merged_state
     from tpaw_ray.policy.model import load_model
 
+    store.verify(store.checkpoint(0))
     model = load_model(
         store.on_disk(store.checkpoint(0)),
         precision=config.learner.precision,
@@ -82,7 +85,10 @@ def _merge(store: RunStore, config: Config, choice: Choice, folder: Path) -> Non
     state = merged_state(model)
     for name in (ADAPTER, ADAPTER_WEIGHTS):
         (folder / name).unlink()
-    model.save_pretrained(folder, state_dict=state)
+    try:
+        model.save_pretrained(folder, state_dict=state)
+    except SafetensorError as error:  # the system's own is inside
+        raise OSError(str(error)) from error
 
 
 def _token(name: str) -> str:

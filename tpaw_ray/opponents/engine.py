@@ -71,9 +71,18 @@ class Engine:
         self._engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
         self.vocabulary = config.model_config.get_vocab_size()
         self._adapters: dict[str, LoRARequest] = {}
+        # vLLM's CPU build adds the last adapter to requests without one that share a batch with others: they take turns there.
+        self._takes_turns = settings.gpus == 0 and settings.adapters > 0
+        self._adapted = False
+        self._running = 0
+        self._later: list[tuple[str, Request, Sampling, str]] = []
 
     def add(self, key: str, request: Request, sampling: Sampling, adapter: str = "") -> None:
         """Take in a request; it joins the running batch at the next step. `adapter` is a folder on this node."""
+        if self._takes_turns and self._running and bool(adapter) != self._adapted:
+            self._later.append((key, request, sampling, adapter))
+            return
+        self._adapted = bool(adapter)
         room = self._max_length - len(request.prompt_tokens)
         params = SamplingParams(
             temperature=sampling.temperature,
@@ -87,6 +96,7 @@ class Engine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self._engine.add_request(key, tokens_input(list(request.prompt_tokens)), params, lora_request=self._adapter(adapter))
+        self._running += 1
 
     def _adapter(self, folder: str) -> LoRARequest | None:
         # vLLM knows an adapter by its number, and reads its folder at the first request for it.
@@ -96,9 +106,14 @@ class Engine:
 
     def step(self) -> Iterator[Finished]:
         """One token for every running sequence; yields the sequences that ended."""
+        if not self._running:
+            later, self._later = self._later, []
+            for request in later:
+                self.add(*request)
         for output in self._engine.step():
             if isinstance(output, RequestOutput) and output.finished:
                 completion = output.outputs[0]
+                self._running -= 1
                 yield Finished(output.request_id, list(completion.token_ids), str(completion.finish_reason))
 
 
@@ -125,7 +140,8 @@ def engine_arguments(settings: EngineSettings, checkpoint: str) -> dict[str, Any
         arguments |= {
             "enable_lora": True,
             "max_lora_rank": min(rank for rank in get_args(MaxLoRARanks) if rank >= settings.lora_rank),
-            "max_loras": settings.adapters,
+            "max_loras": 1,  # opponents speak one after another
+            "max_cpu_loras": settings.adapters,
         }
     if settings.gpus == 0:
         arguments |= {

@@ -45,7 +45,7 @@ class EngineSettings:
     trust_remote_code: bool = False
     lora_rank: int = 0
     adapters: int = 0
-    """Adapters that may be in one batch; 0 for none at all."""
+    """Adapters that an engine keeps in memory, of which one works at a time; 0 for an engine without."""
     engine_args: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

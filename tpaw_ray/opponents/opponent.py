@@ -66,13 +66,16 @@ class Opponent:
         self._inbox: SimpleQueue[_Call] = SimpleQueue()
         self._started: Future[float] = Future()
         self._broken = False
+        self._folders = {"": ""}
+        """Of adapters, on this node, by their paths."""
         self._waiting: dict[str, tuple[_Call, int]] = {}
         self._suspects: list[tuple[_Call, int]] = []
         self._record = Record(set_aside=frozenset(), deaths={})
         self._import_s = 0.0
         self._sequences = self._generated_tokens = self._most_in_flight = 0
-        self._queue = Gauge("tpaw_engine_sequences", "Sequences that an engine has", ("checkpoint", "replica"))
-        self._queue.set_default_tags({"checkpoint": str(seat.checkpoint), "replica": str(seat.replica)})
+        self._queue = Gauge("tpaw_engine_sequences", "Sequences that an engine has", ("run", "checkpoint", "replica"))
+        run = seat.path.split("/checkpoints/")[0].rsplit("/", 1)[-1]
+        self._queue.set_default_tags({"run": run, "checkpoint": str(seat.checkpoint), "replica": str(seat.replica)})
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     async def ready(self) -> float:
@@ -184,6 +187,7 @@ class Opponent:
             self._generated_tokens += len(finished.tokens)
             answered.append(call.requests[index].prompt_id)
             call.put(index, finished.tokens, finished.finish_reason)
+        self._queue.set(len(self._waiting))
         if answered:
             self._ledger.release.remote(*self._key, answered)
 
@@ -218,31 +222,33 @@ class Opponent:
     def _add(self, engine: "Engine", held: "list[tuple[_Call, int]]") -> None:
         if not held:
             return
+        held = [one for one in held if self._has_adapter(*one)]
         prompts = [call.requests[index].prompt_id for call, index in held]
         ray.get(self._ledger.hold.remote(*self._key, prompts))
-        folders = {"": ""}
         for call, index in held:
             request = call.requests[index]
             reached(Place.ANSWER, f"checkpoints/{self._seat.checkpoint:03d}/{request.prompt_id}")
             key = f"{call.number}-{index}"
             try:
-                if request.adapter not in folders:
-                    folders[request.adapter] = self._adapter(request.adapter)
-                engine.add(key, request, call.sampling, folders[request.adapter])
-            except CheckpointError as error:
-                call.fail(error)
-                continue
+                engine.add(key, request, call.sampling, self._folders[request.adapter])
             except ValueError as error:
                 # vLLM refuses a request before it changes anything, so only this call is in vain.
                 call.fail(GenerationError(f"prompt {request.prompt_id}: refused by the engine: {error}"))
                 continue
             self._waiting[key] = (call, index)
 
-    def _adapter(self, path: str) -> str:
-        # Where an adapter is on this node. One that is incomplete is found here: in vLLM it would end the engine.
-        folder = self._store.on_disk(path)
-        check_adapter_files(Path(folder))
-        return folder
+    def _has_adapter(self, call: "_Call", index: int) -> bool:
+        # Whether a request's adapter is on this node, fetched if need be; else its call fails: in vLLM it would end the engine.
+        path = call.requests[index].adapter
+        if path and not (path in self._folders and Path(self._folders[path]).is_dir()):  # copies are not kept for ever
+            try:
+                folder = self._store.on_disk(path)
+                check_adapter_files(Path(folder))
+            except TpawError as error:
+                call.fail(error)
+                return False
+            self._folders[path] = folder
+        return True
 
     def _break_down(self, error: BaseException) -> None:
         self._broken = True

@@ -13,14 +13,11 @@ from tpaw_ray.opponents.ledger import Ledger
 from tpaw_ray.opponents.messages import EngineSettings, Request, Response, Sampling, Seat
 from tpaw_ray.opponents.opponent import Opponent
 from tpaw_ray.placement import Demand, options_of
+from tpaw_ray.plan import AHEAD, PORTIONS
 from tpaw_ray.processes import beside_the_driver, model_process
 
 WITHOUT_END = -1
 """Ray replaces a process that ended unasked (an engine broke down, a node is lost) and asks it again; the ledger ends that."""
-PORTIONS = 4
-"""Into how many parts a replica's share of a shard is divided."""
-AHEAD = 2
-"""How many of them it has at once."""
 MAX_CALLS = 1000
 """Calls an opponent holds at once; they share the engine's batch."""
 

@@ -36,7 +36,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraConfig, base: str, seed: int) 
     `base` is what the adapter's file says it belongs to: the start model's path or hub name.
 
     Raises:
-        ConfigError: when the model has no such layers.
+        ConfigError: when the model has no such layers, or they are its embedding or head.
     """
     modules = lora.target_modules if isinstance(lora.target_modules, str) else sorted(lora.target_modules)
     wanted = PeftConfig(
@@ -54,6 +54,8 @@ def add_adapter(model: PreTrainedModel, lora: LoraConfig, base: str, seed: int) 
             inject_adapter_in_model(wanted, model, TRAINED)
         except ValueError as error:
             raise ConfigError(f"model.lora.target_modules: {one_line(error)}") from error
+    if any(isinstance(module, BaseTunerLayer) for module in (model.get_input_embeddings(), model.get_output_embeddings())):
+        raise ConfigError("model.lora.target_modules: embedding and head get no adapter; where they are one, it cannot be merged")
 
 
 def adapter_size(directory: Path, model: ModelConfig) -> int:
@@ -84,7 +86,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str = TRAINED, *, t
         found = set_peft_model_state_dict(model, {key.removeprefix(PREFIX): value for key, value in weights.items()}, name)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be used as a LoRA adapter: {one_line(error)}") from error
-    strange = [*(key for key in found.missing_keys if ".lora_" in key and f".{name}" in key), *found.unexpected_keys]
+    strange = [*(key for key in found.missing_keys if ".lora_" in key and f".{name}." in f"{key}."), *found.unexpected_keys]
     if strange:
         raise CheckpointError(f"{folder}: its tensors are not those of an adapter of this model: {listed(strange)}")
     use_adapter(model, name)

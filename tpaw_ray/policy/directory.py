@@ -47,7 +47,10 @@ def check_directory(directory: Path, *, trust_remote_code: bool) -> None:
         CheckpointError: saying what is missing or damaged, or that the directory's own code would have to run.
     """
     if not (directory / "config.json").is_file():
-        raise CheckpointError(f"model.path: {directory} holds no config.json; expected a Hugging Face model directory")
+        adapter = (
+            "; it holds a LoRA adapter, of which `tpaw export` makes a whole model" if (directory / ADAPTER).is_file() else ""
+        )
+        raise CheckpointError(f"model.path: {directory} holds no config.json; expected a Hugging Face model directory{adapter}")
     if not any(directory.glob("*.safetensors")):
         pickled = "; pickled weights (*.bin, *.pt) are never read" if any(directory.glob("*.bin")) else ""
         raise CheckpointError(

@@ -109,7 +109,9 @@ class JsonReporter(Reporter):
 
     def _write(self, **values: object) -> None:
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "run": self._run, "actor": "driver", **values}
-        print(json.dumps(line), file=self._stream or sys.stdout, flush=True)
+        stream = self._stream or sys.stdout
+        stream.write(json.dumps(line) + "\n")  # at once: stages that work side by side speak from threads of their own
+        stream.flush()
 
 
 def say(console: Console, text: str) -> None:

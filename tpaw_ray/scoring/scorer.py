@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Scorer:
-    """Keeps one player's model loaded; work comes sorted by player, so it seldom changes.
+    """Keeps one player's model loaded, or the start model with the team's adapters; work comes sorted by player.
 
     Ray runs several calls at once: one computes, others wait for their generations without holding it up.
     """

@@ -101,7 +101,7 @@ def score_key(shard: ScoreShard, store: RunStore, config: Config) -> str:
     return hashlib.sha256(
         json.dumps(
             [
-                store.checksums(store.checkpoint(shard.player)),
+                *(store.checksums(store.checkpoint(number)) for number in sorted({shard.player, config.base_of(shard.player)})),
                 store.checksum(shard.prompts),
                 shard.take,
                 responses,
