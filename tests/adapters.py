@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tpaw_ray.config import LoraConfig
 
-LORA = LoraConfig(rank=4, alpha=8.0)
+LORA = LoraConfig(rank=4, alpha=8)
 
 
 def write_adapter(start: Path, folder: Path, seed: int) -> Path:

@@ -91,7 +91,7 @@ class LoraConfig(Section):
     rank: Annotated[int, Field(ge=0, le=512), Number] = 0
     """Rank of the adapters that are trained in place of the weights; 0 trains the weights. The team is then one model with an
     adapter a checkpoint: one engine speaks for all opponents, scorers and learner hold the start model's weights once."""
-    alpha: Positive = 32.0
+    alpha: Count = 32
     """Scale of an adapter: what it adds is multiplied by `alpha / rank`."""
     target_modules: Literal["all-linear"] | Annotated[list[Filled], Field(min_length=1)] = "all-linear"
     """Layers that get an adapter, by the ends of their names (`[q_proj, v_proj]`); by default all linear ones but the head."""

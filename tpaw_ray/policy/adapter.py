@@ -83,7 +83,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str = TRAINED, *, t
         config.inference_mode = not trained
         weights = load_file(folder / ADAPTER_WEIGHTS)
         inject_adapter_in_model(config, model, name)
-        found = set_peft_model_state_dict(model, {key.removeprefix(PREFIX): value for key, value in weights.items()}, name)
+        found: Any = set_peft_model_state_dict(model, {key.removeprefix(PREFIX): value for key, value in weights.items()}, name)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be used as a LoRA adapter: {one_line(error)}") from error
     strange = [*(key for key in found.missing_keys if ".lora_" in key and f".{name}." in f"{key}."), *found.unexpected_keys]
