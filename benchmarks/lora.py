@@ -1,8 +1,8 @@
 """Memory of a team of three on CPUs: adapters on one model against three whole checkpoints.
 
 Each side's parts run one after the other in processes of their own: the engines that speak for the team (one with three adapters,
-or three), and the learner's update. Their peaks are added up; the figure is the inverse of the sum. All engines answer the same prompts; whole checkpoints are copies
-of the start model, adapters random, which costs the same as trained ones.
+or three), and the learner's update. Their peaks are added up; the figure is the inverse of the sum. All engines answer the same
+prompts; whole checkpoints are copies of the start model, adapters random, which costs the same as trained ones.
 """
 
 import multiprocessing
