@@ -16,46 +16,42 @@ RAY=${RAY:-$(command -v ray || echo "$PWD/.venv/bin/ray")}
 CPUS=${TPAW_NODE_CPUS:-2}
 PORT=${TPAW_RAY_PORT:-6380}
 DASHBOARD=${TPAW_DASHBOARD_PORT:-8266}
+URL=http://127.0.0.1:$DASHBOARD
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$STATE/token RAY_TMPDIR=${RAY_TMPDIR:-/tmp/ray-local}
-# An autoscaler that does not exist need not be asked; tasks without a GPU see what they always did.
-export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 RAY_USAGE_STATS_ENABLED=0
+# Tasks without a GPU see what they always did; a node that is told to end does not drain first.
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 export PATH="$(dirname "$RAY"):$PATH" # jobs run this environment's python
-unset RAY_ADDRESS
+unset RAY_ADDRESS RAY_API_SERVER_ADDRESS
 
-# A node is a session of its own: `ray start --block` and all that it starts.
+# A node is a session of its own: `ray start --block` and all that it starts. Ports that have fixed defaults are any that is free.
 start() { # NAME ARGUMENTS…
   local name=$1
   shift
   # Nodes share the machine, but no copies of checkpoints, and none takes a third of its memory for objects.
-  TPAW_CACHE=$STATE/$name.cache setsid "$RAY" start --block --object-store-memory=268435456 "$@" \
-    >"$STATE/$name.log" 2>&1 </dev/null &
+  TPAW_CACHE=$STATE/$name.cache setsid "$RAY" start --block --object-store-memory=268435456 --min-worker-port=0 --max-worker-port=0 \
+    --dashboard-agent-listen-port=0 "$@" >"$STATE/$name.log" 2>&1 </dev/null &
   echo $! >"$STATE/$name.pid"
 }
 
+# Nodes come one after another: two at once would choose the same names for their sockets.
 add() { # ROLE
   local number
   number=$(find "$STATE" -name '*.pid' | wc -l)
   start "$number-$1" --address="127.0.0.1:$PORT" --num-cpus="$CPUS" --labels="tpaw-role=$1,tpaw-node=$number"
+  await "$number-$1"
   echo "$number"
 }
 
-living() { # how many nodes the head knows to live; 0 while it does not answer
-  "$RAY" list nodes --address="http://127.0.0.1:$DASHBOARD" --filter state=ALIVE --format json 2>/dev/null | grep -o '"node_id"' | wc -l
-}
-
-await() { # NUMBER of living nodes, the head among them
-  local found=0
-  for _ in $(seq 60); do
-    found=$(living)
-    if [ "$found" = "$1" ]; then return; fi
-    if ! alive 0-head; then
-      cat "$STATE/0-head.log" >&2
+await() { # NAME of a node that was started: until the head knows it to live
+  local end=$((SECONDS + 90))
+  until "$RAY" list nodes --address="$URL" --filter state=ALIVE --detail --format json 2>/dev/null | grep -q "\"tpaw-node\": \"${1%%-*}\""; do
+    if ! alive "$1" || [ "$SECONDS" -gt "$end" ]; then
+      tail -n 40 "$STATE/$1.log" >&2
+      echo "node $1 did not come up; the whole log is $STATE/$1.log" >&2
       exit 1
     fi
-    sleep 1
+    sleep 0.5
   done
-  echo "after a minute $found of $1 nodes are up; see $STATE/*.log" >&2
-  exit 1
 }
 
 alive() { # NAME
@@ -63,7 +59,7 @@ alive() { # NAME
 }
 
 exports() {
-  echo "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$STATE/token RAY_ADDRESS=http://127.0.0.1:$DASHBOARD"
+  echo "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$STATE/token RAY_API_SERVER_ADDRESS=$URL RAY_ADDRESS=127.0.0.1:$PORT"
 }
 
 case ${1:-} in
@@ -75,12 +71,11 @@ up)
   mkdir -p "$STATE" "$RAY_TMPDIR"
   rm -f "$STATE"/*.pid "$STATE"/*.log
   (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$STATE/token")
-  start 0-head --head --port="$PORT" --dashboard-port="$DASHBOARD" --dashboard-host=127.0.0.1 --num-cpus=0 --labels=tpaw-role=head \
-    --temp-dir="$RAY_TMPDIR" --disable-usage-stats
-  await 1
+  start 0-head --head --port="$PORT" --dashboard-port="$DASHBOARD" --dashboard-host=127.0.0.1 --num-cpus=0 \
+    --ray-client-server-port="$((PORT + 10000))" --labels=tpaw-role=head,tpaw-node=0 --temp-dir="$RAY_TMPDIR" --disable-usage-stats
+  await 0-head
   for _ in $(seq "${3:-1}"); do add learner >/dev/null; done
   for _ in $(seq "${2:-2}"); do add opponent >/dev/null; done
-  await $((1 + ${3:-1} + ${2:-2}))
   exports
   ;;
 env)

@@ -92,7 +92,10 @@ def submit(
     config: ConfigFile,
     overrides: Overrides = None,
     address: Annotated[
-        str | None, typer.Option(metavar="URL", help="The cluster's job server, as http://HEAD:8265; by default RAY_ADDRESS.")
+        str | None,
+        typer.Option(
+            metavar="URL", help="The cluster's job server, as http://HEAD:8265; by default RAY_API_SERVER_ADDRESS or RAY_ADDRESS."
+        ),
     ] = None,
     working_dir: Annotated[
         Path, typer.Option(exists=True, file_okay=False, help="The folder to upload, which holds the config.")

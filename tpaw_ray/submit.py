@@ -61,18 +61,21 @@ def job_of(config_file: Path, overrides: Sequence[str], working_dir: Path, secre
 def submit(job: Job, address: str | None, say: Callable[[str], object], show: Callable[[str], object], *, follow: bool) -> int:
     """Submit a job and follow its log to its end; returns the exit code of the run, 0 where it is not followed.
 
-    `address` is that of the job server, by default `RAY_ADDRESS`; `show` gets the log's text as it comes.
+    `address` is that of the job server, by default `RAY_API_SERVER_ADDRESS` or `RAY_ADDRESS`; `show` gets the log's text as it
+    comes.
 
     Raises:
         ResourceError: when the job server cannot be reached, refuses the token or the job, or the job never ran.
     """
+    if address:
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray takes its variables before what it is told
     try:
         from ray.job_submission import JobSubmissionClient
 
         client = JobSubmissionClient(address)
         client.submit_job(entrypoint=job.entrypoint, submission_id=job.job_id, runtime_env=job.runtime_env)
     except Exception as error:  # requests', Ray's and bare ones, for whatever the server answered
-        server = address or os.environ.get("RAY_ADDRESS") or "this machine"
+        server = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "this machine"
         raise ResourceError(f"the job server at {server} took no job: {error}") from error
     say(f"submitted {job.job_id}; `ray job logs -f {job.job_id}` shows it, `ray job stop {job.job_id}` ends it")
     if not follow:

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ACTORS
 from tests.e2e.test_run import tpaw, write_config
 from tests.faults.runs import contents
+from tests.holding import Holding
 from tests.tiny import merging_tokenizer, write_tiny_model
+from tpaw_ray.faults import Place
 from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Prompt
 
 HOUSE = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
@@ -34,17 +38,23 @@ def folder(tmp_path_factory):
 
 
 class Cluster:
-    """`cluster/local.sh` with a state of its own."""
+    """`cluster/local.sh` with a state of its own: a head, a learner's node and two of opponents."""
 
-    def __init__(self, folder, **environment):
-        self.variables = os.environ | PORTS | {"TPAW_CLUSTER": str(folder / "state"), "RAY": str(RAY)} | environment
-        self.variables.pop("RAY_ADDRESS", None)
-        exports = self.sh("up", "2", "1")
+    def __init__(self, state):
+        self.state = state
+        self.variables = os.environ | PORTS | {"TPAW_CLUSTER": str(state), "RAY": str(RAY)}
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            self.variables.pop(name, None)
+        try:
+            exports = self.sh("up", "2", "1", timeout=500)
+        except BaseException:
+            self.sh("down")
+            raise
         self.exported = dict(re.findall(r"(\w+)=(\S+)", exports))
 
-    def sh(self, *arguments):
+    def sh(self, *arguments, timeout=180):
         done = subprocess.run(
-            [HOUSE / "cluster/local.sh", *arguments], env=self.variables, capture_output=True, text=True, timeout=180
+            [HOUSE / "cluster/local.sh", *arguments], env=self.variables, capture_output=True, text=True, timeout=timeout
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -57,48 +67,55 @@ class Cluster:
 
     def listed(self, what):
         """Rows of Ray's state API."""
-        return json.loads(self.call(RAY, "list", what, "--format", "json", "--detail", "--limit", "1000").split("\n", 0)[-1])
-
-    def nodes(self):
-        """Labels of the living nodes, by id."""
-        return {node["node_id"]: node["labels"] for node in self.listed("nodes") if node["state"] == "ALIVE"}
+        command = [RAY, "list", what, "--address", self.exported["RAY_API_SERVER_ADDRESS"], "--format", "json", "--detail"]
+        done = subprocess.run(
+            [*command, "--limit", "1000"], env=self.variables | self.exported, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        begin = done.stdout.find("[")
+        return json.loads(done.stdout[begin:]) if begin >= 0 else []
 
     def places(self):
-        """The roles of the nodes on which living actors of each class are."""
-        nodes, found = self.nodes(), {}
+        """Where living actors of ours are: labels of their nodes, by class."""
+        labels = {node["node_id"]: node["labels"] for node in self.listed("nodes") if node["state"] == "ALIVE"}
+        found = {}
         for actor in self.listed("actors"):
-            if actor["state"] == "ALIVE" and actor["node_id"] in nodes:
-                found.setdefault(actor["class_name"], set()).add(nodes[actor["node_id"]]["tpaw-role"])
+            if actor["state"] == "ALIVE" and actor["class_name"] in ACTORS and actor["node_id"] in labels:
+                found.setdefault(actor["class_name"], []).append(labels[actor["node_id"]])
+        return found
+
+    def when(self, holds, patience_s=300):
+        """Places, as soon as they are as wanted."""
+        deadline = time.monotonic() + patience_s
+        while not holds(places := self.places()):
+            assert time.monotonic() < deadline, places
+            time.sleep(1)
+        return places
+
+    def processes(self):
+        """Command lines of the living processes of all nodes, by id."""
+        sessions = {int(path.read_text()) for path in self.state.glob("*.pid")}
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if os.getsid(int(entry.name)) in sessions and (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended while we looked
         return found
 
 
 @pytest.fixture(scope="module")
-def cluster(folder):
-    cluster = Cluster(folder)
+def cluster(tmp_path_factory):
+    cluster = Cluster(tmp_path_factory.mktemp("state"))
     yield cluster
+    ours = cluster.processes()
+    assert len(ours) > 4  # so that they would be seen below
     cluster.sh("down")
     deadline = time.monotonic() + 60
-    while left := [line for line in processes() if str(folder / "state") in line or PORTS["TPAW_RAY_PORT"] in line]:
+    while left := [command for pid, command in ours.items() if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.5)
-
-
-def processes():
-    """Command lines of all processes."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            found.append((entry / "cmdline").read_text().replace("\0", " "))
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended while we looked
-    return found
-
-
-def wait_for(path, running=lambda: True, timeout_s=400):
-    deadline = time.monotonic() + timeout_s
-    while not list(path.parent.glob(path.name)):
-        assert time.monotonic() < deadline and running(), f"{path} never came"
-        time.sleep(0.2)
 
 
 def test_a_wrong_token_is_refused_and_so_is_none(cluster, folder, tmp_path):
@@ -117,7 +134,7 @@ def test_a_missing_secret_is_named_before_anything_is_submitted(cluster, folder)
     config = write_config(folder, "secret")
     told = cluster.call(TPAW, "submit", config, "--working-dir", folder, "--secret", "NO_SUCH_TOKEN", expected=2)
     assert "the environment has no NO_SUCH_TOKEN" in told
-    assert "secret" not in cluster.call(RAY, "job", "list")
+    assert "secret.yaml" not in cluster.call(RAY, "job", "list")
 
 
 def test_a_pool_that_is_not_there_is_told_of(cluster, folder):
@@ -134,33 +151,57 @@ def undisturbed(folder):
     return folder / "runs/undisturbed"
 
 
-def test_a_job_that_loses_a_node_and_is_stopped_and_submitted_again_ends_like_an_undisturbed_run(cluster, folder, undisturbed):
+def test_a_job_that_loses_a_node_and_is_stopped_and_submitted_again_ends_like_an_undisturbed_run(
+    cluster, folder, undisturbed, tmp_path
+):
+    holding, root = Holding(tmp_path), folder / "runs/job"
     write_config(folder, "job", **PLACED)
     entry = ("python", "-m", "tpaw_ray", "run", "job.yaml", "learner.save_steps=1")
-    wait = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "150"}})
-    submit = (RAY, "job", "submit", "--working-dir", folder, "--runtime-env-json", wait)
-    cluster.call(*submit, "--no-wait", "--submission-id", "first", "--", *entry)
-    root = folder / "runs/job"
+    variables = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "150", "TPAW_FAULTS": str(tmp_path)}})
+    store = RunStore.open(str(folder / "runs"), "undisturbed")
+    first = store.read_rows(store.files(store.prompts("train"))[0], Prompt)[0]
 
-    wait_for(root / "evaluations/000/committed.json")
-    places = cluster.places()
-    assert places["Opponent"] == places["Scorer"] == {"opponent"}
-    assert places["RayTrainWorker"] == {"learner"}
-    assert places["Ledger"] == places["Mailbox"] == places["Group"] == {"head"}
-    homes = {actor["node_id"] for actor in cluster.listed("actors") if actor["class_name"] == "Opponent" and actor["node_id"]}
-    number = cluster.nodes()[homes.pop()]["tpaw-node"]
-    cluster.sh("kill", number)
+    # An engine holds a prompt; its node is lost.
+    holding.arm(Place.ANSWER, f"checkpoints/000/{first.prompt_id}")
+    cluster.call(
+        RAY,
+        "job",
+        "submit",
+        "--working-dir",
+        folder,
+        "--runtime-env-json",
+        variables,
+        "--no-wait",
+        "--submission-id",
+        "first",
+        "--",
+        *entry,
+    )
+    holding.wait(timeout_s=400)
+    places = cluster.when(lambda places: {"Opponent", "Scorer", "RayTrainWorker"} <= places.keys())
+    roles = {kind: {labels["tpaw-role"] for labels in found} for kind, found in places.items()}
+    assert roles["Opponent"] == roles["Scorer"] == {"opponent"}
+    assert roles["RayTrainWorker"] == {"learner"}
+    assert roles["Ledger"] == roles["Mailbox"] == roles["Group"] == {"head"}
+    (home,) = places["Opponent"]
+    holding.arm(Place.STEP, "iterations/000/steps/000002/rank-0", "step")
+    cluster.sh("kill", home["tpaw-node"])
+    holding.let_go()
+    moved = cluster.when(lambda places: any(labels != home for labels in places.get("Opponent", [])))
+    assert {labels["tpaw-role"] for labels in moved["Opponent"]} == {"opponent"}
 
-    wait_for(root / "iterations/000/learner/*")  # the update is under way, or done
+    # The learner has taken two steps and saved itself; the job is stopped.
+    holding.wait(timeout_s=400)
     cluster.call(RAY, "job", "stop", "first", timeout=200)
-    assert "STOPPED" in cluster.call(RAY, "job", "status", "first")
-    assert not cluster.places()
-    assert not (root / "iterations/001/committed.json").exists()
+    assert "was stopped" in cluster.call(RAY, "job", "status", "first")
+    holding.let_go("step")
+    cluster.when(lambda places: not places, patience_s=60)
+    assert (root / "iterations/000/steps/000002/committed.json").exists() and not (root / "checkpoints/001").exists()
 
     told = cluster.call(
         TPAW, "submit", folder / "job.yaml", "learner.save_steps=1", "--working-dir", folder, "--job-id", "second"
     )
-    assert "second: succeeded" in told and "checkpoint 002" in told
+    assert "the update goes on after step 2" in told and "second: succeeded" in told and "checkpoint 002" in told
     expected, found = (
         {name: digest for name, digest in contents(path).items() if name != "config.yaml"} for path in (undisturbed, root)
     )
@@ -180,9 +221,7 @@ def test_nodes_that_share_nothing_but_an_object_store_make_what_one_machine_make
     for checkpoint in range(3):
         assert store.checksums(store.checkpoint(checkpoint)) == local.checksums(local.checkpoint(checkpoint))
     assert not (folder / "runs/stored").exists()
-    copies = {
-        cache.name: len([path for path in cache.iterdir() if path.is_dir()]) for cache in (folder / "state").glob("*.cache")
-    }
+    copies = {cache.name: len([path for path in cache.iterdir() if path.is_dir()]) for cache in cluster.state.glob("*.cache")}
     # The learner's node loads both starts, an opponents' node the three checkpoints at most; the head loads none.
     assert copies.pop("0-head.cache", 0) == 0
     assert copies.pop("1-learner.cache") == 2 and max(copies.values()) == 3, copies

@@ -53,7 +53,7 @@ def write_config(folder, name, **sections):
         },
     }
     for section, values in sections.items():
-        config[section] |= values
+        config[section] = config.get(section, {}) | values
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

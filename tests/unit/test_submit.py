@@ -46,9 +46,11 @@ def test_a_run_that_would_vanish_with_the_job_is_refused(config, tmp_path):
     job_of(config, ["run.root=s3://bucket/runs"], tmp_path / "uploaded", [], None)
 
 
-def test_a_job_server_that_is_not_there_is_told_of(config, tmp_path):
+def test_a_job_server_that_is_not_there_is_told_of_and_no_other_is_asked(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:7")
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8")
     job = job_of(config, [], tmp_path / "uploaded", [], "one")
-    with pytest.raises(ResourceError, match=r"the job server at http://127\.0\.0\.1:9 took no job"):
+    with pytest.raises(ResourceError, match=r"the job server at http://127\.0\.0\.1:9 took no job: .*http://127\.0\.0\.1:9"):
         submit(job, "http://127.0.0.1:9", print, print, follow=True)
 
 
@@ -68,6 +70,7 @@ class Lost:
 
 def test_a_connection_that_is_lost_says_that_the_job_may_go_on(config, tmp_path, monkeypatch):
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Lost)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     job, shown = job_of(config, [], tmp_path / "uploaded", [], "one"), []
     with pytest.raises(ResourceError, match="one is out of sight, and may go on: connection reset"):
         submit(job, "http://127.0.0.1:9", print, shown.append, follow=True)
