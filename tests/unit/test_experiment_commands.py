@@ -97,7 +97,15 @@ def test_no_more_run_at_once_than_may_by_number_and_by_resources(tmp_path, runs,
     assert starts[1] - starts[0] > 0.3
 
 
-def test_an_interrupt_ends_the_runs_that_are_under_way(tmp_path, runs, monkeypatch):
+@pytest.fixture
+def heeds_ctrl_c():
+    """Tests that run in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_the_runs_that_are_under_way(tmp_path, runs, monkeypatch, heeds_ctrl_c):
     monkeypatch.setenv("NAP", "60")
     began = time.monotonic()
 

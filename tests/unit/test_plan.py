@@ -131,9 +131,9 @@ def test_an_engine_is_asked_for_two_full_batches_and_at_least_two_shards():
     def asked(**sections):
         return shards_asked(config_of(**sections))
 
-    # batch 256: 512 prompts an engine; 8 engines 4096 in shards of 1024; shards of 32 need 16 for one engine
+    # batch 256: 512 prompts an engine; 8 engines 4096, of shards of 1024 half at a time; shards of 32 need 16 for one engine
     assert asked() == 2
-    assert asked(opponents={"replicas": 8}) == 4
+    assert asked(opponents={"replicas": 8}) == 8
     assert asked(data={"path": "d", "shard_size": 32}) == 16
     assert [num_askers(shards) for shards in (1, 32, 33, 256)] == [1, 1, 2, 8]
 
