@@ -182,6 +182,7 @@ def run_stage(stage: str, folder: Path, model: str) -> None:
 
 
 def config_of(folder: Path, model: str) -> Config:
+    """The config of the run whose stages are measured."""
     return resolve_config(
         {
             "run": {"name": "load", "root": str(folder)},

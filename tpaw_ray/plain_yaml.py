@@ -63,6 +63,7 @@ class _PlainLoader(yaml.SafeLoader):
         return value
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """PyYAML's hook for a mapping: keys are texts, and none stands twice."""
         lines: dict[str, int] = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)

@@ -232,6 +232,7 @@ def _play(step: Play, record: Record, play: PlayAll, reporter: Reporter) -> dict
     with reporter.stage(f"{step.phase} runs", len(step.runs)) as advance:
 
         def on_end(run: Planned, ended: Ended) -> None:
+            """Note how a run ended; one that ended well without its last checkpoint has failed."""
             this.done += 1
             outcome = outcome_of(run) if ended.exit_code == 0 else None
             if outcome is None:

@@ -62,7 +62,7 @@ def adapter_size(directory: Path, model: ModelConfig) -> int:
     """Parameters of an adapter on the model in a folder, without reading or making any weight.
 
     Raises:
-        ConfigError: when the model has no such layers.
+        ConfigError: as `add_adapter` does.
     """
     config = AutoConfig.from_pretrained(directory, trust_remote_code=model.trust_remote_code)
     with torch.device("meta"):
