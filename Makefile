@@ -29,7 +29,7 @@ demo: install
 
 small-study: install
 	for seed in 0 1 2 3 4 100; do \
-	  OMP_WAIT_POLICY=PASSIVE $(BIN)/python jobs/demo_model.py --to models/study-$$seed --seed $$seed --test-rows 1000 || exit 1; \
+	  OMP_WAIT_POLICY=PASSIVE $(BIN)/python jobs/demo_model.py --to models/study-$$seed --seed $$seed --looks 8 --test-rows 1000 || exit 1; \
 	done
 	$(BIN)/tpaw experiment jobs/small_study.yaml $(QUICK)
 

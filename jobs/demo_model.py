@@ -96,15 +96,16 @@ def fit(
     heldout: tuple[torch.Tensor, torch.Tensor],
     *,
     goal: float,
+    looks: int = 2,
     max_epochs: int = 40,
     batch: int = 64,
     learning_rate: float = 1e-3,
     say=print,
 ) -> float:
-    """Supervised fine-tuning with AdamW until held-out accuracy, looked at every half epoch, reaches `goal`; returns it."""
+    """Supervised fine-tuning with AdamW until held-out accuracy, looked at `looks` times an epoch, reaches `goal`; returns it."""
     prompts, answers = train
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    look = max(1, len(prompts) // batch // 2)
+    look = max(1, len(prompts) // batch // looks)
     found, step = 0.0, 0
     for _ in range(max_epochs):
         for rows in torch.randperm(len(prompts)).split(batch):
@@ -119,7 +120,7 @@ def fit(
             step += 1
             if step % look == 0:
                 found = accuracy(model, *heldout)
-                say(f"  epoch {step / (2 * look):4.1f}  loss {loss.item():.3f}  held-out accuracy {found:.3f}")
+                say(f"  epoch {step / (looks * look):5.2f}  loss {loss.item():.3f}  held-out accuracy {found:.3f}")
                 if found >= goal:
                     return found
     return found
@@ -133,6 +134,7 @@ def main(
     to: Annotated[Path, typer.Option(help="Folder of the model; the data goes beside it.")] = Path("models/demo"),
     rows: Annotated[int, typer.Option(help="SFT rows.")] = 8000,
     goal: Annotated[float, typer.Option(help="Held-out accuracy at which fitting stops.")] = 0.6,
+    looks: Annotated[int, typer.Option(help="Times an epoch that the accuracy is looked at.", min=1)] = 2,
     seed: int = 0,
     test_rows: Annotated[int, typer.Option(help="Rows that are not fitted, written beside the data as NAME-test.jsonl.")] = 0,
 ) -> None:
@@ -147,7 +149,7 @@ def main(
     data = make_rows(rows + 512 + test_rows, seed)
     looked_at = data[rows : rows + 512]  # they decide when fitting stops
     print(f"fitting a Llama of {model.num_parameters():,} parameters to {rows} sums, until held-out accuracy is {goal}")
-    found = fit(model, encode(tokenizer, data[:rows]), encode(tokenizer, looked_at), goal=goal)
+    found = fit(model, encode(tokenizer, data[:rows]), encode(tokenizer, looked_at), goal=goal, looks=looks)
     beside = to.with_name(f"{to.name}.writing")
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside)
