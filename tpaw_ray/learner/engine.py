@@ -2,19 +2,21 @@
 
 import errno
 import math
-import shutil
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
+from safetensors import SafetensorError
 from torch.optim import AdamW, Optimizer, RMSprop
 from transformers import PreTrainedModel, get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
 from tpaw_ray.config import Config, LearnerConfig, at_iteration
 from tpaw_ray.errors import RunError
+from tpaw_ray.learner.fragments import read_fragments, write_fragments
 from tpaw_ray.policy.logprobs import Policy
 from tpaw_ray.policy.model import load_model
 from tpaw_ray.processes import free_memory
@@ -122,22 +124,24 @@ class PolicyEngine:
         return (None if norm is None else float(norm)), float(learning_rate)
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimizer and schedule, each worker its own files; all workers must call it."""
+        """Write weights and optimizer, each worker what it holds; all workers must call it, after at least one step."""
         try:
-            self.engine.save_checkpoint(
-                str(folder.parent), folder.name, save_latest=False, exclude_frozen_parameters=self._adapters
-            )
-        except RuntimeError as error:  # torch's writer says no more than that a write came to nothing
-            if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
-                raise
-            full = shutil.disk_usage(folder.parent).free < 2**20
+            write_fragments(self.engine, folder)
+        except SafetensorError as error:  # its text is all that is left of the system's error
+            full = os.strerror(errno.ENOSPC) in str(error)
             raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
 
-    def load(self, folder: str) -> None:
-        """Take up what `save` wrote, on as many workers as then. The files are pickles: only those of the own run are read."""
-        found, _ = self.engine.load_checkpoint(str(Path(folder).parent), Path(folder).name, load_module_strict=not self._adapters)
-        if found is None:
-            raise RunError(f"{folder}: DeepSpeed cannot read it; remove this folder to have the update begin anew")
+    def load(self, folder: str, steps: int) -> None:
+        """Take up what `save` wrote after so many steps, on any number of workers; all of them must call it.
+
+        Raises:
+            RunError: when the folder does not hold the policy.
+        """
+        try:
+            read_fragments(self.engine, Path(folder), steps)
+        except (ValueError, KeyError, SafetensorError) as error:
+            raise RunError(f"{folder}: {error}; remove this folder to have the update begin anew") from error
+        skip_steps(self.engine.lr_scheduler, steps)
 
     def close(self) -> None:
         self.engine.destroy()
@@ -157,3 +161,11 @@ def make_schedule(optimizer: Optimizer, learner: LearnerConfig, num_steps: int) 
     """Warm-up over a share of the steps, then the schedule of the config."""
     warmup = math.ceil(learner.warmup_fraction * num_steps)
     return get_scheduler(_SCHEDULES[learner.schedule], optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
+
+
+def skip_steps(schedule: torch.optim.lr_scheduler.LambdaLR, steps: int) -> None:
+    """Put a schedule that has taken no step where `steps` steps would have brought it."""
+    rates = [base * scale(steps) for base, scale in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    schedule.load_state_dict(schedule.state_dict() | {"last_epoch": steps, "_step_count": steps + 1, "_last_lr": rates})
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

@@ -1,8 +1,8 @@
 """Step checkpoints: an update saves itself between steps, and goes on from there after a death.
 
-    iterations/000/steps/000012/     twelve steps taken: DeepSpeed's files, one or two a worker, and the steps' metrics
+    iterations/000/steps/000012/     twelve steps taken: what each worker holds (`fragments.py`), and the steps' metrics
 
-The newest committed one counts. DeepSpeed's files are pickles, so they are read from the run's own folder only.
+The newest committed one counts, whatever group of workers wrote it.
 """
 
 import time
@@ -39,8 +39,6 @@ class StepCheckpoints:
         self.say = say
         self.folder = store.steps(iteration)
         self.saved_at = time.monotonic()
-        # DeepSpeed's files fit only a group of the same shape.
-        self.shape = {"workers": config.learner.workers, "zero_stage": config.learner.zero_stage}
 
     def restore(self, policy: PolicyEngine) -> Progress:
         """Put the policy where the newest step checkpoint that is whole left it; without one, no step is taken yet."""
@@ -49,8 +47,8 @@ class StepCheckpoints:
         name = found[0]
         if not name:
             return Progress()
-        policy.load(self.store.on_disk(f"{self.folder}/{name}"))
         kept = self.store.read_json(f"{self.folder}/{name}/progress.json")
+        policy.load(self.store.on_disk(f"{self.folder}/{name}"), len(kept["rows"]))
         self.say(f"iteration {self.iteration}: the update goes on after step {len(kept['rows'])}")
         return Progress(rows=[StepMetrics(**row) for row in kept["rows"]], seconds=kept["seconds"])
 
@@ -70,13 +68,16 @@ class StepCheckpoints:
         """Save the update as it stands. The step checkpoint before goes once this one is committed."""
         name = f"{len(progress.rows):06d}"
         directory = f"{self.folder}/{name}"
+        if distributed.get_rank() == 0:
+            self.store.remove(directory)  # what a group that died meanwhile had begun there, of another size perhaps
+        distributed.barrier()
         with self.store.filling(directory) as place:
             policy.save(place)
         distributed.barrier()
         if distributed.get_rank() == 0:
             kept = {"rows": [asdict(row) for row in progress.rows], "seconds": progress.seconds}
             self.store.write_json(f"{directory}/progress.json", kept)
-            self.store.commit(directory, **self.shape)
+            self.store.commit(directory, workers=distributed.get_world_size())
             for other in self._names():
                 if other != name:
                     self.store.remove(f"{self.folder}/{other}")
@@ -85,15 +86,15 @@ class StepCheckpoints:
 
     def _names(self) -> list[str]:
         names = {path.removeprefix(f"{self.folder}/").split("/")[0] for path in self.store.files(self.folder)}
-        return sorted(name for name in names if name.isdigit())  # DeepSpeed puts a script beside them
+        return sorted(name for name in names if name.isdigit())
 
     def _newest(self) -> str:
         for name in reversed(self._names()):
             directory = f"{self.folder}/{name}"
             if not self.store.is_committed(directory):
                 continue
-            if any(self.store.counts(directory)[key] != value for key, value in self.shape.items()):
-                self.say(f"iteration {self.iteration}: {directory} is of another group of workers; the update begins anew")
+            if not any(path.endswith(".safetensors") for path in self.store.files(directory)):
+                self.say(f"iteration {self.iteration}: {directory} is of an earlier version; the update begins anew")
                 continue
             try:
                 self.store.verify(directory)
