@@ -27,9 +27,10 @@ unset RAY_ADDRESS RAY_API_SERVER_ADDRESS
 start() { # NAME ARGUMENTS…
   local name=$1
   shift
-  # Nodes share the machine, but no copies of checkpoints, and none takes a third of its memory for objects.
+  # Nodes share the machine, but no copies of checkpoints and none of a job's folder, which each node's agent makes anew and so would
+  # take away from a driver on another; and none takes a third of the memory for objects.
   TPAW_CACHE=$STATE/$name.cache setsid "$RAY" start --block --object-store-memory=268435456 --min-worker-port=0 --max-worker-port=0 \
-    --dashboard-agent-listen-port=0 "$@" >"$STATE/$name.log" 2>&1 </dev/null &
+    --dashboard-agent-listen-port=0 --temp-dir="$RAY_TMPDIR/$name" "$@" >"$STATE/$name.log" 2>&1 </dev/null &
   echo $! >"$STATE/$name.pid"
 }
 
@@ -72,7 +73,7 @@ up)
   rm -f "$STATE"/*.pid "$STATE"/*.log
   (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$STATE/token")
   start 0-head --head --port="$PORT" --dashboard-port="$DASHBOARD" --dashboard-host=127.0.0.1 --num-cpus=0 \
-    --ray-client-server-port="$((PORT + 10000))" --labels=tpaw-role=head,tpaw-node=0 --temp-dir="$RAY_TMPDIR" --disable-usage-stats
+    --ray-client-server-port="$((PORT + 10000))" --labels=tpaw-role=head,tpaw-node=0 --disable-usage-stats
   await 0-head
   for _ in $(seq "${3:-1}"); do add learner >/dev/null; done
   for _ in $(seq "${2:-2}"); do add opponent >/dev/null; done

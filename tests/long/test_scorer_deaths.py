@@ -34,5 +34,5 @@ def test_deaths_are_counted_by_shard(pool, store, holding):  # noqa: F811
         scoring = thread.submit(pool.score, work, lambda count: None)
         for _ in range(RETRIES + 1):
             holding.kill_at(Place.SCORE, store.inside(poison))
-        with pytest.raises(RunError, match=f"{poison}: its scorer was ended, or died {RETRIES + 1} times"):
+        with pytest.raises(RunError, match=f"{poison}: its scorer died {RETRIES + 1} times"):
             scoring.result(timeout=120)

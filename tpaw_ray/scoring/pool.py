@@ -1,6 +1,7 @@
 """The Ray Data stage that has scorers work through shards. The scorers live as long as the run: they import torch once."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +20,8 @@ from tpaw_ray.scoring.shards import ScoreShard, is_scored
 WITHOUT_END = -1
 """Ray replaces a scorer's process as often as it dies: a run lasts days."""
 RETRIES = 3
-"""How often a shard is asked for again whose scorer died; what ends every scorer ends the run."""
+"""How often a shard is asked for again whose scorer died; what ends every scorer ends the run. They are counted here: Ray counts
+every call in vain to a scorer whose node is lost, and takes half a minute to know."""
 
 
 class ScorerPool:
@@ -40,7 +42,7 @@ class ScorerPool:
             actor: Any = ray.remote(Scorer).options(
                 **options_of(wanted),
                 max_restarts=WITHOUT_END,
-                max_task_retries=RETRIES,
+                max_task_retries=WITHOUT_END,
                 max_concurrency=SCORER_SHARDS,
                 runtime_env=model_process(wanted.gpus),
             )
@@ -75,7 +77,7 @@ class ScorerPool:
         try:
             return max(ray.get([scorer.rest.remote() for scorer in scorers]))
         except ray.exceptions.RayActorError as error:
-            raise RunError(f"a scorer died {RETRIES + 1} times when its work was done: {error}") from error
+            raise RunError(f"a scorer was ended when its work was done: {error}") from error
 
     def close(self) -> None:
         """End the scorers, whatever they do."""
@@ -91,13 +93,16 @@ class _AskScorer:
 
     def __call__(self, row: dict[str, Any]) -> int:
         shard = ScoreShard(**{key: value for key, value in row.items() if key != "index"})
-        if is_scored(shard, self.store, self.config):  # done by a task that died later
-            return shard.take
         scorer = self.scorers[row["index"] % len(self.scorers)]
         try:
-            return int(ray.get(scorer.score.remote(shard)))
+            for _ in range(RETRIES + 1):
+                if is_scored(shard, self.store, self.config):  # done by a task or a scorer that died later
+                    return shard.take
+                with suppress(ray.exceptions.RayActorError):
+                    return int(ray.get(scorer.score.options(max_task_retries=0).remote(shard)))
+                ray.get(scorer.__ray_ready__.remote())  # until there is a process again, which raises if there will be none
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayActorError as error:
-            times = f"was ended, or died {RETRIES + 1} times while it made this file"
-            raise RunError(f"{shard.output}: its scorer {times}: {error}") from error
+            raise RunError(f"{shard.output}: its scorer was ended: {error}") from error
+        raise RunError(f"{shard.output}: its scorer died {RETRIES + 1} times while it made this file")
