@@ -119,6 +119,8 @@ def connect(*, verbose: bool = False, structured: bool = False) -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Ray warns of a coming change in what tasks without a GPU see; this is how it will be.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray ends a process that idles for a second when there are more than cores, and the next stage starts another: 4 s of a core.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     level = logging.INFO if verbose else logging.ERROR
     # Ray names job, node, task and actor in every line that Python code of its processes logs.
     lines = ray.LoggingConfig(encoding="JSON", log_level=logging.getLevelName(level)) if structured else None

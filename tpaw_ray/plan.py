@@ -132,9 +132,8 @@ def learner_bytes(size: ModelSize, learner: LearnerConfig) -> int:
 
 
 def step_checkpoint_bytes(size: ModelSize, learner: LearnerConfig) -> int:
-    """Size of an update that is saved between steps: weights, optimizer states, and in bf16 the weights in fp32."""
-    moments = 4 * (1 if learner.optimizer == "rmsprop" else 2)
-    return size.trained * ((2 + 4 if learner.precision == "bf16" else 4 + 4) + moments)
+    """Size of an update that is saved between steps: what is trained and the optimizer's states, in fp32."""
+    return size.trained * 4 * (2 if learner.optimizer == "rmsprop" else 3)
 
 
 def opponent_bytes(size: ModelSize, config: Config) -> int:

@@ -209,19 +209,34 @@ def test_a_job_that_loses_a_node_and_is_stopped_and_submitted_again_ends_like_an
     assert "all 2 iterations are done" in cluster.call(TPAW, "status", root)
 
 
-def test_nodes_that_share_nothing_but_an_object_store_make_what_one_machine_makes(cluster, folder, undisturbed, s3, bucket):
+TEAMS = {
+    "weights": ("learner.save_steps=1",),
+    "adapters and two workers": ("model.lora.rank=4", "learner.workers=2", "learner.zero_stage=3"),
+}
+
+
+@pytest.mark.parametrize("team", TEAMS)
+def test_nodes_that_share_nothing_but_an_object_store_make_what_one_machine_makes(cluster, folder, s3, bucket, team, request):
     """Nodes have caches of their own, what a job uploads lies in copies, and the run in the store."""
-    config = write_config(folder, "stored", **PLACED, run={"root": f"{bucket}/runs"})
-    secrets = [word for name in s3.environment for word in ("--secret", name)]
+    if team == "weights":
+        here = request.getfixturevalue("undisturbed")
+    else:
+        here = folder / "runs/here"
+        done = tpaw("run", write_config(folder, "here"), *TEAMS[team])
+        assert done.returncode == 0, done.stderr
+    name = f"stored-{len(team)}"
+    config = write_config(folder, name, **PLACED, run={"root": f"{bucket}/runs"})
+    secrets = [word for variable in s3.environment for word in ("--secret", variable)]
     told = cluster.call(
-        TPAW, "submit", config, "learner.save_steps=1", "--working-dir", folder, "--job-id", "stored", *secrets, **s3.environment
+        TPAW, "submit", config, *TEAMS[team], "--working-dir", folder, "--job-id", name, *secrets, **s3.environment
     )
-    assert "stored: succeeded" in told and s3.environment["AWS_SECRET_ACCESS_KEY"] not in told
-    store, local = RunStore.open(f"{bucket}/runs", "stored"), RunStore.open(str(folder / "runs"), "undisturbed")
+    assert f"{name}: succeeded" in told and s3.environment["AWS_SECRET_ACCESS_KEY"] not in told
+    store, local = RunStore.open(f"{bucket}/runs", name), RunStore.open(str(here.parent), here.name)
     for checkpoint in range(3):
         assert store.checksums(store.checkpoint(checkpoint)) == local.checksums(local.checkpoint(checkpoint))
-    assert not (folder / "runs/stored").exists()
-    copies = {cache.name: len([path for path in cache.iterdir() if path.is_dir()]) for cache in cluster.state.glob("*.cache")}
-    # The learner's node loads both starts, an opponents' node the three checkpoints at most; the head loads none.
-    assert copies.pop("0-head.cache", 0) == 0
-    assert copies.pop("1-learner.cache") == 2 and max(copies.values()) == 3, copies
+    assert not (folder / "runs" / name).exists()
+    if team == "weights":
+        copies = {cache.name: len([path for path in cache.iterdir() if path.is_dir()]) for cache in cluster.state.glob("*.cache")}
+        # The learner's node loads both starts, an opponents' node the three checkpoints at most; the head loads none.
+        assert copies.pop("0-head.cache", 0) == 0
+        assert copies.pop("1-learner.cache") == 2 and max(copies.values()) == 3, copies
