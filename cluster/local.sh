@@ -34,7 +34,7 @@ start() { # NAME ARGUMENTS…
   echo $! >"$STATE/$name.pid"
 }
 
-# Nodes come one after another: two at once would choose the same names for their sockets.
+# Nodes come one after another: each takes the next number.
 add() { # ROLE
   local number
   number=$(find "$STATE" -name '*.pid' | wc -l)

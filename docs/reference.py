@@ -15,7 +15,7 @@ A config is a YAML file; `tpaw run CONFIG.yaml key.subkey=value …` overrides i
 defaults, the file's `preset`, the file, the command line's `preset`, the command line's overrides. A mapping is merged, a list is
 replaced. Unknown keys are refused. The resolved config is `config.yaml` in the run's folder; a run goes on only with the same
 config, but for `iterations`, `warnings.*`, `tracking.*` and what says where and how widely it runs (`opponents.*`, `scoring.*`,
-and the learner's `workers`, `gpus`, `cpus`, `threads` and `max_restarts`).
+and the learner's `workers`, `zero_stage`, `offload`, `gpus`, `cpus`, `threads` and `max_restarts`).
 """
 
 

@@ -211,7 +211,7 @@ def test_a_job_that_loses_a_node_and_is_stopped_and_submitted_again_ends_like_an
 
 TEAMS = {
     "weights": ("learner.save_steps=1",),
-    "adapters and two workers": ("model.lora.rank=4", "learner.workers=2", "learner.zero_stage=3"),
+    "adapters and two workers": ("model.lora.rank=4", "learner.workers=2", "learner.zero_stage=3", "learner.save_steps=1"),
 }
 
 

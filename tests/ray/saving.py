@@ -58,8 +58,18 @@ def take_parts(parts: list[dict[str, object]], rank: int, size: int) -> None:
     """One worker's part in some updates, each of a run of its own."""
     join_group(rank, size, Path(parts[0]["root"]) / f"meeting-{parts[0]['name']}")
     from tests.ray.test_learner import config_of
+    from tpaw_ray.learner import engine
     from tpaw_ray.runs.store import RunStore
 
+    settings = engine.deepspeed_settings
+
+    def settings_for_small_parameters(learner):
+        """ZeRO 3 would keep those of a tiny model whole on every worker."""
+        found = settings(learner)
+        found["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return found
+
+    engine.deepspeed_settings = settings_for_small_parameters
     for part in parts:
         root = Path(part["root"])
         listener = play(RunStore.open(str(root), "run"), config_of(root, save_steps=2, **part["learner"]), last=part["last"])

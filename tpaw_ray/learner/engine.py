@@ -2,7 +2,8 @@
 
 import errno
 import math
-import os
+import re
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from transformers import PreTrainedModel, get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
 from tpaw_ray.config import Config, LearnerConfig, at_iteration
-from tpaw_ray.errors import RunError
 from tpaw_ray.learner.fragments import read_fragments, write_fragments
 from tpaw_ray.policy.logprobs import Policy
 from tpaw_ray.policy.model import load_model
@@ -128,19 +128,17 @@ class PolicyEngine:
         try:
             write_fragments(self.engine, folder)
         except SafetensorError as error:  # its text is all that is left of the system's error
-            full = os.strerror(errno.ENOSPC) in str(error)
-            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
-    def load(self, folder: str, steps: int) -> None:
+    def load(self, files: Iterable[Path], steps: int) -> None:
         """Take up what `save` wrote after so many steps, on any number of workers; all of them must call it.
 
         Raises:
-            RunError: when the folder does not hold the policy.
+            ValueError: when the files do not hold the policy.
+            SafetensorError: when one cannot be read.
         """
-        try:
-            read_fragments(self.engine, Path(folder), steps)
-        except (ValueError, KeyError, SafetensorError) as error:
-            raise RunError(f"{folder}: {error}; remove this folder to have the update begin anew") from error
+        read_fragments(self.engine, files, steps)
         skip_steps(self.engine.lr_scheduler, steps)
 
     def close(self) -> None:

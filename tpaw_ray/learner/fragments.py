@@ -1,13 +1,13 @@
 """What a worker holds of a policy in training, on disk: a run of values of every trained parameter, and the optimizer's states.
 
-    rank-000.safetensors     NAME, NAME/square_avg, …: flat, fp32; the metadata says at which value of NAME they begin
+    rank-000-000.safetensors     NAME, NAME/square_avg, …: flat, fp32; the metadata says at which value of NAME they begin
 
 Every worker writes what it holds, and no value is written twice; a worker reads what it needs, whoever wrote it. So the group
 that goes on may have another number of workers, or another ZeRO stage. Values are copied bit for bit.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 
-FILES = "rank-*.safetensors"
+FILE_BYTES = 2**30
+"""A file is written when it has so much: a worker needs no second copy of all that it holds."""
 STATES = {"RMSprop": ("square_avg",), "AdamW": ("exp_avg", "exp_avg_sq")}
 """What torch's optimizers keep of every value, beside the steps taken."""
 WEIGHTS = ""
@@ -53,25 +54,39 @@ def write_fragments(engine: Any, folder: Path) -> None:
     Raises:
         SafetensorError: when the file cannot be written.
     """
-    rank, tensors, starts = distributed.get_rank(), dict[str, Tensor](), dict[str, int]()
+    rank, part = distributed.get_rank(), 0
+    tensors, starts = dict[str, Tensor](), dict[str, int]()
+
+    def write() -> None:
+        nonlocal part
+        save_file(tensors, folder / f"rank-{rank:03d}-{part:03d}.safetensors", metadata={"starts": json.dumps(starts)})
+        part += 1
+        tensors.clear()
+        starts.clear()
+
     for name, parameter in trained(engine):
         held = held_of(engine, parameter)
         if held is None or (rank > 0 and isinstance(held, Whole)):
             continue
         starts[name] = held.start
-        # Copies, since several views of one tensor cannot be written.
-        tensors |= {_key(name, state): held.get(state).to("cpu", copy=True) for state in (WEIGHTS, *_states(engine))}
-    save_file(tensors, folder / FILES.replace("*", f"{rank:03d}"), metadata={"starts": json.dumps(starts)})
+        for state in (WEIGHTS, *_states(engine)):
+            tensors[_key(name, state)] = held.get(state).to("cpu", copy=True)  # several views of one tensor cannot be written
+        if sum(tensor.nbytes for tensor in tensors.values()) >= FILE_BYTES:
+            write()
+    if tensors:
+        write()
 
 
-def read_fragments(engine: Any, folder: Path, steps: int) -> None:
+def read_fragments(engine: Any, files: Iterable[Path], steps: int) -> None:
     """Put weights and optimizer where `steps` steps had left them; all workers must call it, before their first step.
+
+    `files` are those of all workers that wrote.
 
     Raises:
         ValueError: when the files lack some of the values.
     """
     _lay_out_states(engine, steps)
-    with Saved(folder) as saved:
+    with Saved(files) as saved:
         for name, parameter in trained(engine):
             _set_weights(parameter, name, saved)
             held = held_of(engine, parameter)
@@ -81,15 +96,15 @@ def read_fragments(engine: Any, folder: Path, steps: int) -> None:
 
 
 class Saved:
-    """The fragments in a folder, whoever wrote them."""
+    """Fragments in files, whoever wrote them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._files = list(files)
         self._parts: dict[str, list[tuple[int, Any]]] = {}
         self._opened = ExitStack()
 
     def __enter__(self) -> "Saved":
-        for path in sorted(self.folder.glob(FILES)):
+        for path in self._files:
             file = self._opened.enter_context(safe_open(path, framework="pt"))
             starts = json.loads(file.metadata()["starts"])
             for key in sorted(file.keys()):
@@ -114,7 +129,7 @@ class Saved:
                 found[low - start : high - start] = part[low - first : high - first]
                 missing -= high - low
         if missing:
-            raise ValueError(f"{self.folder}: {missing} of the values {start} to {end} of {key} are in no file of it")
+            raise ValueError(f"{missing} of the values {start} to {end} of {key} are in none of its files")
         return found
 
 
@@ -130,25 +145,26 @@ def held_of(engine: Any, parameter: nn.Parameter) -> Held | None:
         return part if part.length > 0 else None
     if hasattr(parameter, "_hp_mapping"):
         return None if parameter._hp_mapping is None else ZeroPart(parameter._hp_mapping)
-    return Whole(parameter, engine.optimizer.state[parameter])
+    values = _master(engine, parameter)
+    return Whole(values, _torch_optimizer(engine).state[values])
 
 
 class Whole:
-    """A parameter that every worker holds whole: ZeRO 0 in fp32."""
+    """Without ZeRO: every worker holds all of a parameter."""
 
-    def __init__(self, parameter: nn.Parameter, states: dict[str, Tensor]) -> None:
-        self.parameter, self.states = parameter, states
-        self.start, self.length = 0, parameter.numel()
+    def __init__(self, values: Tensor, states: dict[str, Tensor]) -> None:
+        self.values, self.states = values, states
+        self.start, self.length = 0, values.numel()
 
     def get(self, state: str) -> Tensor:
-        return (self.parameter.detach() if state == WEIGHTS else self.states[state]).view(-1)
+        return (self.values.detach() if state == WEIGHTS else self.states[state]).view(-1)
 
     def put(self, state: str, values: Tensor) -> None:
         self.get(state).copy_(values)
 
 
 class ZeroPart:
-    """Under ZeRO 1 and 2, and bf16 without ZeRO: what DeepSpeed's flat fp32 partition has of a parameter."""
+    """Under ZeRO 1 and 2: what DeepSpeed's flat fp32 partition has of a parameter."""
 
     def __init__(self, mapping: Any) -> None:
         self.mapping = mapping
@@ -201,19 +217,27 @@ def _states(engine: Any) -> tuple[str, ...]:
 
 def _lay_out_states(engine: Any, steps: int) -> None:
     """Give the optimizer the states that its first step would make."""
+    every = _torch_optimizer(engine).state
     for values in _optimized(engine):
+        before = float(every[values].get("step", 0.0))  # without ZeRO, in bf16, DeepSpeed has taken one with no gradients
         states = {state: torch.zeros_like(values) for state in _states(engine)}
-        _torch_optimizer(engine).state[values] = {"step": torch.tensor(float(steps)), **states}
+        every[values] = {"step": torch.tensor(before + steps), **states}
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _optimized(engine: Any) -> list[Tensor]:
     """The tensors that torch's optimizer updates; under DeepSpeed each is this worker's parts of many parameters in a row."""
-    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
         if hasattr(engine.optimizer, name):
             return list(getattr(engine.optimizer, name))
-    return [parameter for _, parameter in trained(engine)]
+    return [_master(engine, parameter) for _, parameter in trained(engine)]
+
+
+def _master(engine: Any, parameter: nn.Parameter) -> Tensor:
+    """Without ZeRO: the fp32 values of a parameter, which in bf16 are a tensor of their own."""
+    groups = zip(getattr(engine.optimizer, "fp16_groups", ()), getattr(engine.optimizer, "fp32_groups", ()), strict=True)
+    return next((high for lows, highs in groups for low, high in zip(lows, highs, strict=True) if low is parameter), parameter)
 
 
 @torch.no_grad()

@@ -8,8 +8,10 @@ The newest committed one counts, whatever group of workers wrote it.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import distributed
 
 from tpaw_ray.config import Config
@@ -47,8 +49,13 @@ class StepCheckpoints:
         name = found[0]
         if not name:
             return Progress()
-        kept = self.store.read_json(f"{self.folder}/{name}/progress.json")
-        policy.load(self.store.on_disk(f"{self.folder}/{name}"), len(kept["rows"]))
+        directory = f"{self.folder}/{name}"
+        kept = self.store.read_json(f"{directory}/progress.json")
+        files = [Path(self.store.on_disk(directory), file) for file in self.store.checksums(directory) if _holds_values(file)]
+        try:
+            policy.load(files, len(kept["rows"]))
+        except (ValueError, SafetensorError) as error:
+            raise RunError(f"{directory}: {error}; remove this folder to have the update begin anew") from error
         self.say(f"iteration {self.iteration}: the update goes on after step {len(kept['rows'])}")
         return Progress(rows=[StepMetrics(**row) for row in kept["rows"]], seconds=kept["seconds"])
 
@@ -93,7 +100,7 @@ class StepCheckpoints:
             directory = f"{self.folder}/{name}"
             if not self.store.is_committed(directory):
                 continue
-            if not any(path.endswith(".safetensors") for path in self.store.files(directory)):
+            if not any(map(_holds_values, self.store.checksums(directory))):
                 self.say(f"iteration {self.iteration}: {directory} is of an earlier version; the update begins anew")
                 continue
             try:
@@ -102,3 +109,7 @@ class StepCheckpoints:
             except RunError as damage:
                 self.say(f"{damage}; the update does without it")
         return ""
+
+
+def _holds_values(file: str) -> bool:
+    return file.endswith(".safetensors")

@@ -22,6 +22,8 @@ MAY_CHANGE = (
     "learner.save_steps",
     "learner.save_minutes",
     "learner.max_restarts",
+    "learner.zero_stage",
+    "learner.offload",
     "warnings",
     "tracking",
 )

@@ -95,12 +95,13 @@ class _AskScorer:
         shard = ScoreShard(**{key: value for key, value in row.items() if key != "index"})
         scorer = self.scorers[row["index"] % len(self.scorers)]
         try:
-            for _ in range(RETRIES + 1):
+            for attempt in range(RETRIES + 1):
+                if attempt:
+                    ray.get(scorer.__ray_ready__.remote())  # when there is a process again; raises if there will be none
                 if is_scored(shard, self.store, self.config):  # done by a task or a scorer that died later
                     return shard.take
                 with suppress(ray.exceptions.RayActorError):
                     return int(ray.get(scorer.score.options(max_task_retries=0).remote(shard)))
-                ray.get(scorer.__ray_ready__.remote())  # until there is a process again, which raises if there will be none
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayActorError as error:
