@@ -1,0 +1,223 @@
+"""Write `docs/results.md` and its pictures from the small study, when it is done.
+
+python docs/results.py runs/experiments/small-study   # takes its figures to benchmarks/results/small_study.json, then as below
+python docs/results.py                                # writes tables and pictures from that file
+
+What is written by hand between the tables stays.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tpaw_ray.experiment.table import COMPARISON_COLUMNS, SCORE_COLUMNS, comparison_cells, markdown, score_cells
+from tpaw_ray.experiment.words import CHOICE_COLUMNS, choice_cells
+from tpaw_ray.report.experiment import MethodCurves, gather_experiment
+from tpaw_ray.runs.store import RunStore
+
+PAGE = Path(__file__).with_name("results.md")
+RESULT = Path(__file__).parents[1] / "benchmarks/results/small_study.json"
+START = """# Results
+
+## The small study
+
+A Llama of 0.86 million parameters on three-digit sums, on a CPU: `make small-study`, that is
+[its experiment](../jobs/small_study.yaml) in the [protocol](experiments.md#the-order) that chooses settings on validation and
+touches the test split once. Every number comes from [small_study.json](../benchmarks/results/small_study.json), which
+`python docs/results.py runs/experiments/small-study` made.
+
+![Test accuracy of every method, and validation accuracy by iteration](small-study.svg)
+
+<!-- scores -->
+<!-- end -->
+
+Accuracy on test; `best` is the iteration that was best on validation, `last` the last one; ± is the standard deviation over
+the seeds. By seed, of the last iteration:
+
+<!-- seeds -->
+<!-- end -->
+
+Differences, paired by seed: the same start, the same data.
+
+<!-- comparisons -->
+<!-- end -->
+
+Settings, chosen on validation before the first final run:
+
+<!-- choices -->
+<!-- end -->
+
+All that was tried:
+
+<!-- grid -->
+<!-- end -->
+
+The order:
+
+<!-- protocol -->
+<!-- end -->
+
+![Rewards, the share of α = η, and log-probabilities by step](small-study-learning.svg)
+"""
+"""The page before anything is written by hand."""
+INK = "#7d8590"
+"""Of axes and text: the pictures have no ground of their own, and this is legible on white and on black."""
+COLOURS = ("#d9480f", "#1c7ed6", "#ae3ec9", "#0ca678", "#e0a100", "#868e96")
+PANELS = {
+    "target_reward": "target reward",
+    "generated_reward": "generated reward",
+    "target_weight_share": "share of α = η",
+    "target_logp": "log-probability of targets, nats",
+}
+"""Columns of `metrics.jsonl` that are drawn by optimizer step, as in the paper's figures 2 and 3."""
+
+
+def take(folder: str) -> None:
+    """Write the committed JSON from a finished experiment's folder."""
+    store = RunStore.named(folder)
+    experiment, figures = store.read_json(store.path("experiment.json")), gather_experiment(store)
+    result = {
+        "command": "make small-study",
+        "environment": {topic: dict(facts) for topic, facts in figures.environment.items()},
+        **{part: experiment[part] for part in ("protocol", "choices", "table", "failures")},
+        "curves": [_drawn(one) for one in figures.curves],
+    }
+    RESULT.write_text(json.dumps(_rounded(result), ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def blocks(result: Mapping[str, Any]) -> dict[str, str]:
+    """The tables by the name of their place in the page."""
+    happened = ", ".join(f"{event['event']} {event['at']}" for event in result["protocol"])
+    seeds = ["method", *(f"seed {seed}" for seed in result["table"][0]["seeds"])]
+    return {
+        "scores": markdown(SCORE_COLUMNS, score_cells(result["table"])),
+        "comparisons": markdown(COMPARISON_COLUMNS, comparison_cells(result["table"])),
+        "choices": markdown(CHOICE_COLUMNS, choice_cells(result["choices"])),
+        "grid": markdown(["method", "settings", "last accuracy on validation"], _grid(result["choices"])),
+        "seeds": markdown(
+            seeds, [[row["method"], *(f"{value:.3f}" for value in row["last"]["values"])] for row in result["table"]]
+        ),
+        "protocol": f"{happened}.",
+    }
+
+
+def render(page: str, result: Mapping[str, Any]) -> str:
+    """The page with its tables put in: each between `<!-- NAME -->` and `<!-- end -->`."""
+    for name, text in blocks(result).items():
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page, found = place.subn(partial(_between, text), page)
+        if found != 1:
+            raise ValueError(f"{PAGE}: found {found} places <!-- {name} -->, expected 1")
+    return page
+
+
+def _between(text: str, place: re.Match[str]) -> str:
+    return f"{place[1]}\n{text}\n\n{place[2]}"
+
+
+def draw(result: Mapping[str, Any], folder: Path) -> None:
+    """Write the two pictures, as SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams |= {
+        **dict.fromkeys(
+            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor"), INK
+        ),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 9.5,
+        "axes.titlesize": 10,
+        "svg.hashsalt": "tpaw_ray",
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+    }
+    figure, (tested, learned) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(1.15, 1), layout="constrained")
+    _draw_test(tested, result["table"])
+    _draw_bands(learned, result["curves"], "accuracy", "Validation accuracy by iteration, ± deviation")
+    learned.set_xticks(range(len(result["curves"][0]["bands"]["accuracy"]["x"])))
+    _save(figure, folder / "small-study.svg")
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
+    for axis, (column, title) in zip(axes.flat, PANELS.items(), strict=True):
+        _draw_bands(axis, result["curves"], column, title)
+    axes.flat[0].legend(frameon=False, fontsize=8)
+    _save(figure, folder / "small-study-learning.svg")
+
+
+def _draw_test(axis: Any, table: list[dict[str, Any]]) -> None:
+    colours = dict(zip((row["method"] for row in table[1:]), COLOURS, strict=True))
+    for place, row in enumerate(reversed(table)):
+        scores, colour = row["last"], colours.get(row["method"], INK)
+        axis.plot(
+            scores["values"], [place] * len(scores["values"]), "o", color=colour, alpha=0.35, markersize=5, markeredgewidth=0
+        )
+        axis.plot([scores["low"], scores["high"]], [place, place], color=colour, linewidth=2)
+        axis.plot(scores["mean"], place, "D", color=colour, markersize=6)
+        axis.annotate(
+            f"{scores['mean']:.3f}", (scores["mean"], place), (0, 6), textcoords="offset points", ha="center", fontsize=8
+        )
+    axis.set_yticks(range(len(table)), [row["method"] for row in reversed(table)])
+    axis.set_ylim(-0.5, len(table) - 0.2)
+    axis.set_title("Test accuracy of the last iteration, 95 % interval", loc="left")
+
+
+def _draw_bands(axis: Any, curves: list[dict[str, Any]], column: str, title: str) -> None:
+    for one, colour in zip(curves, COLOURS, strict=True):
+        band = one["bands"].get(column)
+        if band is None:  # fine-tuning has no players
+            continue
+        low, high = (
+            [mean + sign * (spread or 0.0) for mean, spread in zip(band["mean"], band["deviation"], strict=True)]
+            for sign in (-1, 1)
+        )
+        axis.plot(band["x"], band["mean"], color=colour, linewidth=1.6, label=one["method"])
+        axis.fill_between(band["x"], low, high, color=colour, alpha=0.12, linewidth=0)
+    axis.set_title(title, loc="left")
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, transparent=True, metadata={"Date": None})  # the same numbers make the same bytes
+
+
+def _grid(choices: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [
+            method,
+            ", ".join(f"{key.rsplit('.', 1)[-1]} {value:g}" for key, value in point["settings"].items()),
+            "given up" if point["accuracy"] is None else f"{point['accuracy']:.3f}",
+        ]
+        for method, choice in choices.items()
+        for point in choice["points"]
+    ]
+
+
+def _drawn(curves: MethodCurves) -> dict[str, Any]:
+    return {
+        "method": curves.method,
+        "bands": {name: asdict(curves.bands[name]) for name in ("accuracy", *PANELS) if name in curves.bands},
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits are more than any of these numbers is known to."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        take(sys.argv[1])
+    found = json.loads(RESULT.read_text(encoding="utf-8"))
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8") if PAGE.exists() else START, found), encoding="utf-8")
+    draw(found, PAGE.parent)
+    print(PAGE)

@@ -1,0 +1,59 @@
+"""The page of results, from numbers that are made up."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from tpaw_ray.experiment.design import START
+from tpaw_ray.experiment.table import Scores, as_json, make_table
+
+PAGE = runpy.run_path(str(Path(__file__).parents[2] / "docs/results.py"))
+METHODS = ("tpaw", "spin", "without-target-weights", "without-player-weights", "without-team", "more-sft")
+
+
+@pytest.fixture(scope="module")
+def result():
+    scores = {
+        name: dict.fromkeys(("best", "last"), Scores.of([0.5 + 0.01 * place, 0.6, 0.7], [1, 2, 3]))
+        for place, name in enumerate((START, *METHODS))
+    }
+    band = {"x": [0, 1, 2], "mean": [0.5, 0.6, 0.7], "deviation": [0.1, None, 0.1]}
+    point = {"settings": {"learner.learning_rate": 1e-4}, "accuracy": 0.625}
+    worse = {"settings": {"learner.learning_rate": 3e-4}, "accuracy": None}
+    return {
+        "table": as_json(make_table([0, 1, 2], scores, [START, "spin"])),
+        "choices": {name: {"settings": point["settings"], "points": [point, worse], "at_edge": []} for name in METHODS},
+        "protocol": [{"event": "tuned", "at": "2026-01-31T12:00:00+00:00"}],
+        "curves": [
+            {"method": name, "bands": {"accuracy": band} | ({} if name == "more-sft" else dict.fromkeys(PAGE["PANELS"], band))}
+            for name in METHODS
+        ],
+    }
+
+
+def test_tables_stand_in_their_places_and_what_is_written_between_them_stays(result):
+    once = PAGE["render"](PAGE["START"], result)
+    assert "| tpaw | 3 | 0.6033 ± 0.0950 |" in once  # (0.51 + 0.6 + 0.7) / 3
+    assert "| more-sft | 0.560 | 0.600 | 0.700 |" in once
+    assert "| spin | learning_rate 0.0003 | given up |" in once
+    assert "tuned 2026-01-31T12:00:00+00:00." in once
+    written = once.replace("The order:", "The order, by hand:")
+    assert PAGE["render"](written, result) == written
+
+
+def test_a_page_that_lacks_a_place_is_refused(result):
+    with pytest.raises(ValueError, match="found 0 places <!-- grid -->, expected 1"):
+        PAGE["render"](PAGE["START"].replace("<!-- grid -->", ""), result)
+
+
+def test_pictures_name_every_method_and_are_the_same_again(result, tmp_path):
+    pytest.importorskip("matplotlib")
+    PAGE["draw"](result, tmp_path)
+    pictures = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
+    assert pictures.keys() == {"small-study.svg", "small-study-learning.svg"}
+    for name in (START, *METHODS):
+        assert re.search(rf">{name}<", pictures["small-study.svg"].decode())
+    PAGE["draw"](result, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")} == pictures
