@@ -376,6 +376,15 @@ def test_opponents_may_change_on_a_run_but_for_what_vllm_is_told_beside(load, tm
             check_same_run(load(text), store)
 
 
+def test_a_run_goes_on_with_another_group_of_workers_and_no_other_recipe(load, tmp_path):
+    store = RunStore.open(str(tmp_path), "demo")
+    store.write_bytes(store.path("config.yaml"), dump_config(load("learner: {workers: 2, zero_stage: 3}\n")).encode())
+    store.commit(store.path("prompts"))
+    check_same_run(load("learner: {workers: 1, zero_stage: 2, offload: optimizer}\n"), store)
+    with pytest.raises(RunError, match=r"learner\.optimizer: started with 'rmsprop', now 'adamw'"):
+        check_same_run(load("learner: {workers: 2, zero_stage: 3, optimizer: adamw}\n"), store)
+
+
 @pytest.mark.parametrize(("offload", "stage"), [("optimizer", 0), ("parameters", 2)])
 def test_an_offload_that_the_zero_stage_does_not_know_is_refused(refused, offload, stage):
     message = refused("", f"learner.offload={offload}", f"learner.zero_stage={stage}")

@@ -20,6 +20,7 @@ from tpaw_ray.plan import (
     plan_iteration,
     shards_asked,
     start_bytes,
+    step_checkpoint_bytes,
 )
 from tpaw_ray.runs.store import RunStore
 
@@ -113,6 +114,8 @@ def test_memory_with_adapters_and_with_offload_by_hand():
     assert size.trained == 100
     assert learner_bytes(size, config.learner) == 2000 + 1200 + 2160 + 43008 + RUNTIME_BYTES
     assert (checkpoint_bytes(size, config), start_bytes(size, config)) == (200, 2000)
+    # between steps what is trained and RMSprop's moment are saved, both in fp32 whatever the precision
+    assert step_checkpoint_bytes(size, config.learner) == 100 * (4 + 4)
     assert opponent_bytes(size, config) == (1000 + 3 * 100) * 2 + GIB + RUNTIME_BYTES
     whole = replace(size, adapter=0)
 
