@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tpaw_ray.experiment.table import COMPARISON_COLUMNS, SCORE_COLUMNS, comparison_cells, markdown, score_cells
-from tpaw_ray.experiment.words import CHOICE_COLUMNS, choice_cells
+from tpaw_ray.experiment.words import CHOICE_COLUMNS, choice_cells, remarks
 from tpaw_ray.report.experiment import MethodCurves, gather_experiment
 from tpaw_ray.runs.store import RunStore
 
@@ -80,7 +80,12 @@ PANELS = {
 def take(folder: str) -> None:
     """Write the committed JSON from a finished experiment's folder."""
     store = RunStore.named(folder)
-    experiment, figures = store.read_json(store.path("experiment.json")), gather_experiment(store)
+    experiment = store.read_json(store.path("experiment.json"))
+    if experiment["name"] != "small-study" or not experiment["table"]:
+        sys.exit(
+            f"{store.root}: expected small-study with its table; found {experiment['name']}, {len(experiment['protocol'])} events"
+        )
+    figures = gather_experiment(store)
     result = {
         "command": "make small-study",
         "environment": {topic: dict(facts) for topic, facts in figures.environment.items()},
@@ -95,7 +100,7 @@ def blocks(result: Mapping[str, Any]) -> dict[str, str]:
     happened = ", ".join(f"{event['event']} {event['at']}" for event in result["protocol"])
     seeds = ["method", *(f"seed {seed}" for seed in result["table"][0]["seeds"])]
     return {
-        "scores": markdown(SCORE_COLUMNS, score_cells(result["table"])),
+        "scores": "\n\n".join([markdown(SCORE_COLUMNS, score_cells(result["table"])), *remarks(result["failures"])]),
         "comparisons": markdown(COMPARISON_COLUMNS, comparison_cells(result["table"])),
         "choices": markdown(CHOICE_COLUMNS, choice_cells(result["choices"])),
         "grid": markdown(["method", "settings", "last accuracy on validation"], _grid(result["choices"])),

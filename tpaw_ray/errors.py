@@ -37,6 +37,10 @@ class RunError(TpawError):
     exit_code = 5
 
 
+class DamageError(RunError):
+    """A committed file that is missing, or not as it was written."""
+
+
 class ResourceError(TpawError):
     """The cluster or the disk cannot hold what the config asks for."""
 
@@ -53,3 +57,9 @@ class LearnerError(TpawError):
     """The update of the live policy failed."""
 
     exit_code = 8
+
+
+class DivergedError(LearnerError):
+    """The loss or the gradient of an update is not a finite number."""
+
+    exit_code = 9

@@ -76,9 +76,11 @@ def exact(
     prepare(opened)
     with Reporter() as reporter, _ray(verbose) as connect:
         results = []
+        for number in opened.checkpoints:  # before Ray starts
+            if not opened.store.is_committed(exact_folder(opened, number, wanted)):
+                prompts_of(opened, number, wanted)
         for number in opened.checkpoints:
             if not opened.store.is_committed(exact_folder(opened, number, wanted)):
-                prompts_of(opened, number, wanted)  # without any Ray is not started
                 connect()
             results.append(evaluate_exact(opened, number, wanted, reporter))
     _show_exact(results, reporter)
@@ -102,10 +104,12 @@ def tasks(
     verbose: Verbose = False,
 ) -> None:
     """Tasks of lm-evaluation-harness through vLLM: a named suite, or any of its tasks."""
+    from tpaw_ray.evaluation.harness import as_the_run_asks
     from tpaw_ray.runs.progress import Reporter
 
     wanted = _harness_run(suite, task or [], num_fewshot, data, limit, chat, max_length)
     opened = _open(subject, checkpoint, config, settings, to)
+    wanted = as_the_run_asks(wanted, opened)
     with Reporter() as reporter, _ray(verbose) as connect:
         results = [_run_tasks(opened, number, wanted, reporter, connect) for number in opened.checkpoints]
     _show_tasks(results, wanted, reporter)
@@ -143,9 +147,8 @@ def versus(
     from tpaw_ray.runs.progress import Reporter
 
     judge = _judge(judge_model, judge_url, judge_prompt, judge_tokens, judge_extra)
-    first, second = (
-        _open(path, "last", _config_for(path, config), settings, place) for path, place in ((subject, to), (other, None))
-    )
+    first = _open(subject, "last", _config_for(subject, config), settings, to)
+    second = _open(other, "last", _config_for(other, config), settings, None, keeps=False)
     sides = Side(first, next(iter(first.checkpoints))), Side(second, next(iter(second.checkpoints)))
     if questions:
         asked = read_questions(questions, limit)
@@ -177,7 +180,7 @@ def answers(
 ) -> None:
     """Answers to a file of questions, in the file formats of AlpacaEval and MT-Bench."""
     from tpaw_ray.evaluation.asking import answer_questions, engines
-    from tpaw_ray.evaluation.formats import check_format, temperature_of, written
+    from tpaw_ray.evaluation.formats import LONGEST, check_format, temperature_of, written
     from tpaw_ray.evaluation.questions import read_questions
     from tpaw_ray.opponents.messages import Sampling
     from tpaw_ray.runs.progress import Reporter
@@ -189,7 +192,7 @@ def answers(
         raise typer.BadParameter("--checkpoint all: a file holds the answers of one checkpoint; expected a number or `last`")
     number = next(iter(opened.checkpoints))
     store = _writable(output)
-    longest = _longest(opened, max_new_tokens)
+    longest = max_new_tokens or LONGEST[form]
     samplings = [
         Sampling(
             temperature=temperature_of(form, question) if temperature is None else temperature,
@@ -201,21 +204,28 @@ def answers(
     turns = sum(len(question.turns) for question in asked)
     with Reporter() as reporter, _ray(verbose) as connect:
         connect()
-        with engines(opened, number, turns) as handles, reporter.stage(f"answer {opened.called(number)}", turns) as advance:
+        with (
+            engines(opened, number, turns, reporter.say) as handles,
+            reporter.stage(f"answer {opened.called(number)}", turns) as advance,
+        ):
             said = answer_questions(handles, opened, number, asked, samplings, advance)
-    store.write_bytes(store.root, written(form, asked, said, name or opened.called(number), time.time()))
+    texts = [[reply.text for reply in turns] for turns in said]
+    store.write_bytes(store.root, written(form, asked, texts, name or opened.called(number), time.time()))
     reporter.say(f"{len(asked)} answers of {opened.called(number)} are in {store.root}")
+    _warn_of_cut_off(opened.called(number), sum(reply.cut_off for replies in said for reply in replies), reporter)
 
 
 # What the commands share.
 
 
-def _open(path: str, checkpoint: str, config: Path | None, settings: list[str] | None, to: str | None) -> "Subject":
+def _open(
+    path: str, checkpoint: str, config: Path | None, settings: list[str] | None, to: str | None, *, keeps: bool = True
+) -> "Subject":
     from tpaw_ray.evaluation.subject import open_subject
     from tpaw_ray.policy.directory import own_code
     from tpaw_ray.runs.progress import Reporter
 
-    opened = open_subject(path, checkpoint=checkpoint, config=config, overrides=settings or [], to=to)
+    opened = open_subject(path, checkpoint=checkpoint, config=config, overrides=settings or [], to=to, keeps=keeps)
     if opened.config.model.trust_remote_code:
         Reporter().say(own_code(opened.store.path("checkpoints") if opened.is_run else opened.config.model.path))
     return opened
@@ -248,7 +258,7 @@ def _writable(output: str) -> "RunStore":
     from tpaw_ray.runs.store import RunStore
 
     store = RunStore.around(output)
-    if os.path.isdir(store.root):
+    if os.path.isdir(store.root) or output.endswith("/"):
         raise ConfigError(f"--output: {output} is a folder; expected the file to write")
     store.check_writable()
     return store
@@ -261,7 +271,9 @@ def _longest(subject: "Subject", given: int | None) -> int:
 
 def _config_for(path: str, config: Path | None) -> Path | None:
     """The config is for models: one side may be a run."""
-    return config if os.path.exists(os.path.join(os.path.expanduser(path), "config.json")) else None
+    from tpaw_ray.evaluation.subject import run_of
+
+    return None if run_of(path) else config
 
 
 def _judge(model: str, url: str | None, prompt: str | None, max_tokens: int, extra: str) -> "Judge":
@@ -371,6 +383,13 @@ def _show_tasks(results: list[dict[str, Any]], wanted: "HarnessRun", reporter: "
     reporter.table(f"{wanted.title} (± 1.96 standard errors)", ["checkpoint", "task", "metric", "value"], rows)
 
 
+def _warn_of_cut_off(name: str, number: int, reporter: "Reporter") -> None:
+    if number:
+        reporter.say(
+            f"warning: {number} answers of {name} were cut off; --max-new-tokens and data.max_length say how long they may get"
+        )
+
+
 def _show_versus(result: dict[str, Any], path: str, reporter: "Reporter") -> None:
     from tpaw_ray.evaluation.sampled import Figure, shown
     from tpaw_ray.wording import listed
@@ -380,5 +399,10 @@ def _show_versus(result: dict[str, Any], path: str, reporter: "Reporter") -> Non
     counts = [str(result[key]) for key in ("questions", "wins", "ties", "losses", "consistent")]
     reporter.table("head to head", columns, [[result["first"], result["second"], *counts, *rates]])
     if unreadable := result["unreadable"]:
-        reporter.say(f"warning: {len(unreadable)} replies of the judge hold no verdict: {listed(unreadable)}")
+        reporter.say(
+            f"warning: {len(unreadable)} replies of the judge hold no verdict, and their questions are left out: "
+            f"{listed(unreadable)}"
+        )
+    for side, number in zip(("first", "second"), result["cut_off"], strict=True):
+        _warn_of_cut_off(result[side], number, reporter)
     reporter.say(f"the result is in {path}, every reply in verdicts.jsonl beside it")

@@ -74,7 +74,7 @@ def plan_iteration(config: Config, iteration: int, num_prompts: int) -> Iteratio
     rounds, each older one the new round.
     """
     team, earlier = config.team, range(iteration - 1, -1, -1)  # which of them are best is not known yet
-    rollouts = rollouts_of(team.data, iteration, team_at(iteration, config.window, team.select, earlier))
+    rollouts = rollouts_of(team.data, iteration, team_at(iteration, config.window, team.select, earlier)[: config.window])
     players = () if team.data == "none" else team_at(iteration, team.size, team.select, earlier)
     scored = 0
     for player in players:

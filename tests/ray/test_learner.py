@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tpaw_ray.config import resolve_config
-from tpaw_ray.errors import LearnerError
+from tpaw_ray.errors import DivergedError, LearnerError
 from tpaw_ray.learner.group import Learner
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Pair
@@ -250,7 +250,7 @@ def test_a_loss_that_is_not_a_number_stops_the_update_and_names_prompts(ray_sess
     store = make_run(tmp_path, tiny_model, spoiled)
     learner = Learner(config_of(tmp_path, max_restarts=2), store)
     rows = []
-    with pytest.raises(LearnerError, match=r"iteration 0, step 0: loss nan.*prompts \d"):
+    with pytest.raises(DivergedError, match=r"iteration 0, step 0: loss nan.*prompts \d"):
         learner.update(0, lambda news: rows.extend(news.rows))
     learner.close()
     assert rows == []  # and it was not tried again

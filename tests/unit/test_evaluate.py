@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +15,12 @@ from tpaw_ray.data.prompts import prepare_prompts
 from tpaw_ray.data.rows import Conversation, Message
 from tpaw_ray.data.template import render, render_prompt
 from tpaw_ray.errors import CheckpointError, ConfigError, DataError, RunError
+from tpaw_ray.evaluate import _config_for
 from tpaw_ray.evaluation import asking, exact
-from tpaw_ray.evaluation.asking import answer_questions
+from tpaw_ray.evaluation.asking import Reply, answer_questions
 from tpaw_ray.evaluation.exact import ExactMatch, evaluate_exact, exact_folder
+from tpaw_ray.evaluation.harness import HarnessRun, HarnessTask, as_the_run_asks
+from tpaw_ray.evaluation.head_to_head import Side, versus_folder
 from tpaw_ray.evaluation.questions import Question, heldout_questions
 from tpaw_ray.evaluation.subject import open_subject
 from tpaw_ray.opponents.messages import Response, Sampling
@@ -74,16 +78,18 @@ class Engines:
     def __init__(self, monkeypatch):
         self.started = []
         self.asked = 0
+        self.adapters = []
         monkeypatch.setattr(exact, "engines", self.engines)
         monkeypatch.setattr(exact, "generate", self.generate)
 
     @contextmanager
-    def engines(self, subject, number, asked):
+    def engines(self, subject, number, asked, say):
         self.started.append(number)
         yield ["handle"]
 
     def generate(self, store, questions, handles, advance, *, at_once):
         tokenizer, left = tiny_tokenizer(), questions.limit
+        self.adapters.append(questions.adapter)
         for index, path in enumerate(store.files(store.prompts(questions.split))):
             rows = store.read_rows(path, Prompt)[:left]
             left = None if left is None else left - len(rows)
@@ -205,6 +211,29 @@ def test_what_is_there_is_not_asked_for_again_and_other_settings_or_weights_are(
     assert exact_folder(longer, 0, wanted()) != exact_folder(subject, 0, wanted())
 
 
+def test_a_checkpoint_that_is_an_adapter_answers_and_not_the_model_it_stands_on(run, fake_engines):
+    config = open_subject(run.root).config
+    adapted = config.model.model_copy(update={"lora": config.model.lora.model_copy(update={"rank": 4})})
+    run.write_bytes(run.path("config.yaml"), dump_config(config.model_copy(update={"model": adapted})).encode())
+    for number in (0, 1):
+        evaluate_exact(open_subject(run.root), number, wanted(), Reporter())
+    assert fake_engines.adapters == ["", run.checkpoint(1)]
+
+
+def test_a_model_is_evaluated_anew_when_the_data_changed(run, fake_engines, tmp_path):
+    def evaluated():
+        opened = open_subject(str(tmp_path / "model"), config=run.path("config.yaml"), to=str(tmp_path / "out"))
+        exact.prepare(opened)
+        return evaluate_exact(opened, 0, wanted(), Reporter())
+
+    first = evaluated()
+    assert (evaluated(), fake_engines.started) == (first, [0])
+    rows = (tmp_path / "d.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "d.jsonl").write_text("".join(rows[:20]))
+    assert evaluated()["judged"] < first["judged"]
+    assert fake_engines.started == [0, 0]
+
+
 def test_samples_are_drawn_one_by_one_and_make_pass_at_k_and_a_majority(run, fake_engines):
     sampling = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=8)
     result = evaluate_exact(open_subject(run.root), 0, wanted(samples=2, sampling=sampling, limit=7), Reporter())
@@ -266,7 +295,11 @@ def test_a_second_turn_is_asked_with_the_answer_to_the_first(run, monkeypatch):
     def ask(handles, index, requests, sampling):
         asked.append((sampling.temperature, [tokenizer.decode(request.prompt_tokens) for request in requests]))
         return [
-            Response(prompt_id=request.prompt_id, generated_tokens=tokenizer("yes")["input_ids"], finish_reason="stop")
+            Response(
+                prompt_id=request.prompt_id,
+                generated_tokens=tokenizer("yes")["input_ids"],
+                finish_reason="length" if len(asked) > 1 else "stop",
+            )
             for request in requests
         ]
 
@@ -274,7 +307,7 @@ def test_a_second_turn_is_asked_with_the_answer_to_the_first(run, monkeypatch):
     questions = [Question(question_id="1", turns=("a?", "b?")), Question(question_id="2", turns=("c?",))]
     samplings = [GREEDY, Sampling(temperature=0.7, top_p=1.0, max_new_tokens=8)]
     said = answer_questions([], open_subject(run.root), 0, questions, samplings, lambda _: None)
-    assert said == [["yes", "yes"], ["yes"]]
+    assert said == [[Reply("yes", cut_off=False), Reply("yes", cut_off=True)], [Reply("yes", cut_off=True)]]
     assert asked == [
         (0.0, ["<|user|>a?<|end|><|assistant|>"]),
         (0.7, ["<|user|>c?<|end|><|assistant|>"]),
@@ -338,6 +371,7 @@ def test_what_cannot_be_done_is_told_in_one_message(run, monkeypatch, capsys, ar
         (["tasks", "RUN", "--suite", "gsm8k-local"], 3, "task gsm8k_local: no data set was named"),
         (["tasks", "RUN", "--task", "nosuch"], 2, "task nosuch: lm-evaluation-harness has no such task"),
         (["answers", "RUN", "--output", "FOLDER"], 2, "is a folder; expected the file to write"),
+        (["answers", "RUN", "--output", "FOLDER/new/"], 2, "is a folder; expected the file to write"),
         (["answers", "RUN", "--output", "FOLDER/d.jsonl/o"], 5, "d.jsonl/o.writable: cannot be written"),
         (["answers", "RUN", "--output", "/proc/x/o"], 5, "/proc/x/o.writable: cannot be written"),
         (["answers", "RUN", "--output", "ftp://x/y"], 5, "found an address of 'ftp'"),
@@ -395,3 +429,51 @@ def test_the_config_of_a_models_evaluation_is_kept_beside_its_results(run, tmp_p
     kept = yaml.safe_load((tmp_path / "out/config.yaml").read_text())
     assert (kept["run"]["name"], kept["model"]["path"]) == ("out", str(tmp_path / "model"))
     assert opened.store.is_committed(opened.store.path("prompts"))
+
+
+def head_to_head(run, tmp_path, *overrides, first="run/checkpoints/001"):
+    """The folder of a comparison with a model, as `tpaw evaluate versus` opens both sides."""
+    sides = [
+        open_subject(path, config=_config_for(path, run.path("config.yaml")), checkpoint="last", overrides=overrides, keeps=keeps)
+        for path, keeps in ((first.replace("run", run.root, 1), True), (str(tmp_path / "model"), False))
+    ]
+    questions = [Question(question_id="1", turns=("a?",))]
+    return versus_folder(*(Side(side, next(iter(side.checkpoints))) for side in sides), questions, GREEDY)
+
+
+def test_one_checkpoint_of_a_run_is_compared_with_a_model(run, tmp_path):
+    assert head_to_head(run, tmp_path).startswith(f"{run.evaluation(1)}/versus-model-")
+    assert head_to_head(run, tmp_path, first="run").startswith(f"{run.evaluation(2)}/versus-model-")
+
+
+@pytest.mark.parametrize("override", ["data.max_length=100", "opponents.engine_args={max_num_batched_tokens: 512}"])
+def test_answers_given_under_other_settings_are_not_compared_again(run, tmp_path, override):
+    assert head_to_head(run, tmp_path, override) != head_to_head(run, tmp_path) == head_to_head(run, tmp_path)
+
+
+def test_the_second_side_keeps_nothing_and_minds_nobodys_folder(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    opened = open_subject(str(tmp_path / "model"), config=run.path("config.yaml"))  # evaluations/model
+    exact.prepare(opened)
+    given = {"config": run.path("config.yaml"), "overrides": ["data.prompt_length=39"]}
+    with pytest.raises(RunError, match="was started with another config"):
+        open_subject(str(tmp_path / "model"), **given)
+    assert open_subject(str(tmp_path / "model"), **given, keeps=False).config.data.prompt_length == 39
+
+
+def test_the_harness_asks_our_own_task_as_the_run_does_and_others_as_they_are(run):
+    subject = open_subject(run.root)
+    ours, other = (HarnessRun(title="t", tasks=(HarnessTask(name=name),), chat=False) for name in ("gsm8k_local", "arc"))
+    asked = as_the_run_asks(ours, subject)
+    assert (asked.max_new_tokens, asked.answer_pattern) == (256, subject.config.evaluation.answer_pattern)
+    assert as_the_run_asks(other, subject) == other
+
+
+def test_a_template_that_the_harness_would_not_see_is_told(run, tmp_path):
+    wanted = HarnessRun(title="t", tasks=(HarnessTask(name="arc"),), chat=True)
+    given = {"config": run.path("config.yaml"), "keeps": False}
+    assert as_the_run_asks(wanted, open_subject(str(tmp_path / "model"), **given)) == wanted
+    plain = open_subject(str(tmp_path / "model"), overrides=["model.chat_template=plain"], **given)
+    with pytest.raises(ConfigError, match=r"model\.chat_template: .*/model has another one"):
+        as_the_run_asks(wanted, plain)
+    assert as_the_run_asks(replace(wanted, chat=False), plain).chat is False

@@ -29,6 +29,7 @@ class House:
     def __init__(self, folder):
         self.folder = folder
         self.failing = {}
+        self.came = 0  # evaluations that failing runs leave behind
         self.played = []
         self.asked = []
         self.validation = lambda run: [0.5, 0.8, 0.6 + run.config.learner.learning_rate]
@@ -57,6 +58,7 @@ class House:
         for run in runs:
             self.played.append(run.key)
             if codes := self.failing.get(run.key):
+                finish(run, self.validation(run)[: self.came], self.prompts(run), finished=False)
                 on_end(run, Ended(exit_code=codes.pop(0), said="it broke", seconds=1.0))
                 continue
             finish(run, self.validation(run), self.prompts(run))
@@ -75,15 +77,16 @@ class House:
         return [event["event"] for event in self.json("experiment.json")["protocol"]]
 
 
-def finish(run, accuracies, prompts):
-    """What a finished run leaves behind, as far as an experiment reads it."""
+def finish(run, accuracies, prompts, *, finished=True):
+    """What a run leaves behind, as far as an experiment reads it."""
     store = store_of(run)
     for split in ("train", "validation", "test"):
         store.write_bytes(store.shard(store.prompts(split), 0), prompts)
     store.commit(store.path("prompts"), test=1, validation=1, train=1)
     for number, accuracy in enumerate(accuracies):
         store.commit(store.evaluation(number), accuracy=accuracy, target_logp=-1.0)
-    store.commit(store.iteration(len(accuracies) - 2))
+    if finished:
+        store.commit(store.iteration(len(accuracies) - 2))
 
 
 @pytest.fixture
@@ -208,8 +211,8 @@ def test_no_answer_is_asked_for_when_a_final_run_failed(house):
     assert house.played[-1] == FINAL[2]
 
 
-def test_settings_in_which_the_learner_fails_twice_are_left_out_of_the_choice(house):
-    house.failing = {TUNING[1]: [8, 8]}
+def test_settings_in_which_a_run_diverges_twice_are_left_out_of_the_choice(house):
+    house.failing = {TUNING[1]: [9, 9]}
     assert house.walk() == 0
     assert house.played == [*TUNING, TUNING[1], *FINAL]
     choices = house.json("choices.json")["methods"]
@@ -218,10 +221,35 @@ def test_settings_in_which_the_learner_fails_twice_are_left_out_of_the_choice(ho
     assert choices["spin"]["settings"] == {"learner.learning_rate": 1e-3}
 
 
-def test_a_learner_that_failed_once_is_tried_again_at_once(house):
-    house.failing = {TUNING[1]: [8]}
+def test_a_run_that_diverged_once_is_tried_again_at_once(house):
+    house.failing = {TUNING[1]: [9]}
     assert house.walk() == 0
     assert house.json("choices.json")["methods"]["tpaw"]["settings"] == {"learner.learning_rate": 1e-3}
+
+
+def test_a_learner_that_fails_otherwise_says_nothing_of_its_settings(house):
+    house.failing = {TUNING[1]: [8, 8, 8]}
+    assert [house.walk() for _ in range(3)] == [8, 8, 8]
+    assert house.walk() == 0
+    assert house.json("choices.json")["methods"]["tpaw"]["settings"] == {"learner.learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(("came", "checkpoint"), [(1, 0), (2, 1)])
+def test_a_final_run_that_diverges_twice_counts_as_far_as_it_came(house, capsys, came, checkpoint):
+    house.failing, house.came = {FINAL[3]: [9, 9]}, came
+    assert house.walk() == 0
+    assert house.played == [*TUNING, *FINAL, FINAL[3]]
+    row = next(row for row in house.json("experiment.json")["table"] if row["method"] == "spin")
+    assert (row["last"]["checkpoints"], row["best"]["checkpoints"]) == ([2, checkpoint], [1, checkpoint])
+    told = f"{FINAL[3]} was given up (it broke): the last checkpoint that it had made counts as its last."
+    assert told in capsys.readouterr().out.replace("\n", " ")
+    assert told in (house.folder / "experiments/small/table.md").read_text()
+    assert house.walk() == 0 and house.played[-1] == FINAL[3]
+
+
+def test_a_final_run_that_diverges_before_its_start_was_evaluated_is_no_result(house):
+    house.failing = {FINAL[3]: [9, 9]}
+    assert [house.walk() for _ in range(3)] == [9, 9, 0]
 
 
 def test_a_run_that_says_it_is_done_and_is_not_counts_as_failed(house):
@@ -295,6 +323,7 @@ def test_data_without_final_answers_is_told_at_the_first_run(house):
         ({"data": {"path": "d", "validation_fraction": 0.0}}, "base: data.validation_fraction: found 0"),
         ({"data": {"path": "d", "test_fraction": 0.0}}, "base: data.heldout_path or data.test_fraction: set one"),
     ],
+    ids=["test", "no validation", "no test"],
 )
 def test_a_base_that_cannot_be_tuned_or_tested_is_refused(house, changes, told):
     design = house.design(base={**BASE, **changes})
@@ -348,3 +377,13 @@ def test_an_experiment_may_lie_in_an_object_store(house, bucket):
     assert [event["event"] for event in found["protocol"]][-1] == "tested"
     assert found["runs"][-1]["root"] == f"{bucket}/experiments/small/final/spin_seed-0"
     assert store.read_bytes(store.path("table.md")).startswith(b"# small")
+
+
+def test_answers_of_different_lengths_are_not_compared(house, monkeypatch):
+    monkeypatch.setattr("tpaw_ray.forecast.check_folders", lambda *_: None)  # there are no models here
+    methods = {"tpaw": {"preset": "tpaw"}, "short": {"preset": "spin", "sampling": {"max_new_tokens": 8}}}
+    design = house.design(methods=methods, baselines=[])
+    with pytest.raises(ConfigError, match=r"evaluation\.max_new_tokens: set it; .*\(256 of tpaw, 8 of short\)"):
+        check(design, Record(design, house.store))
+    set_ = house.design(methods=methods, baselines=[], base={**BASE, "evaluation": {"max_new_tokens": 8}})
+    check(set_, Record(set_, house.store))

@@ -184,8 +184,19 @@ def test_names_of_runs_tell_them_apart_whatever_the_values_are(tmp_path):
     grid = {"model.a": ["x/y", "x y"]}
     design = design_of(tmp_path, methods={"a": {}}, tuning=None, baselines=[])
     same = design.model_copy(update={"tuning": tuning_of({"data.subset": ["x/y", "x y"]})})
-    with pytest.raises(RunError, match="tuning/a_subset-x-y_seed-9: two tuning runs would lie there"):
+    with pytest.raises(RunError, match="tuning/a_subset-x-y_seed-9: two runs would lie there"):
         tuning_runs(same)
+    long = design_of(tmp_path, methods={"m" * 60 + "a": {}, "m" * 60 + "b": {}}, tuning=None, baselines=[])
+    with pytest.raises(RunError, match=r"final/m{60}_seed-0: two runs would lie there; give methods shorter names"):
+        final_runs(long, {method: {} for method in long.methods})
+
+
+def test_a_number_that_yaml_takes_for_a_text_is_one_in_the_grid():
+    assert tuning_of({"learner.learning_rate": ["1e-4", "-2.5E+3", "fast", 1]}).grid == {
+        "learner.learning_rate": [1e-4, -2500.0, "fast", 1]
+    }
+    with pytest.raises(ValueError, match="a value stands twice"):
+        tuning_of({"learner.learning_rate": ["1e-4", 0.0001]})
 
 
 def tuning_of(grid):

@@ -3,6 +3,7 @@
 import pytest
 from scipy import stats
 
+from tpaw_ray.evaluation.statistics import holm
 from tpaw_ray.experiment.table import (
     Scores,
     as_json,
@@ -70,6 +71,15 @@ def test_holms_correction_counts_the_tests_on_the_same_checkpoint(rows):
     expected[third] = max(expected[second], p[third])
     for pair in pairs:
         assert comparison(rows, *pair, "best")["p_holm"] == pytest.approx(expected[pair])
+
+
+def test_two_baselines_are_one_comparison_to_holm():
+    table = {"start": scores(START), "spin": scores(SPIN), "sft": scores([0.5, 0.5, 0.8]), "tpaw": scores(TPAW)}
+    rows = {row["method"]: row for row in as_json(make_table([0, 1, 2], table, ["start", "spin", "sft"]))}
+    pairs = [("spin", "start"), ("sft", "start"), ("tpaw", "start"), ("sft", "spin"), ("tpaw", "spin"), ("tpaw", "sft")]
+    p = [comparison(rows, *pair, "best")["p"] for pair in pairs]
+    assert [comparison(rows, *pair, "best")["p_holm"] for pair in pairs] == pytest.approx(holm(p))
+    assert comparison(rows, "spin", "sft", "best")["p_holm"] == comparison(rows, "sft", "spin", "best")["p_holm"]
 
 
 def test_what_equal_differences_cannot_tell_is_null_and_not_counted_by_holm(rows):

@@ -173,6 +173,11 @@ def test_the_method_is_named_by_its_numbers():
     assert method_of(config.model_copy(update={"objective": objective})) == "TPAW without target weights"
     objective = config.objective.model_copy(update={"eta": 2.0})
     assert method_of(config.model_copy(update={"objective": objective})) == "team-based self-play with settings of its own"
+    for own in ({"team": {"select": "spaced"}}, {"objective": {"weights": "frozen"}}, {"objective": {"detach_weights": False}}):
+        assert method_of(resolve_config(base, own)) == "team-based self-play with settings of its own"
+    dpo = resolve_config(base, load_preset("dpo"))
+    assert method_of(dpo) == "iterated DPO on given preferences"
+    assert method_of(dpo.model_copy(update={"iterations": 1})) == "DPO on given preferences"
 
 
 def test_a_folder_that_holds_something_is_left_alone_and_an_empty_one_is_taken(run, tmp_path):

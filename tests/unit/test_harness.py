@@ -7,17 +7,22 @@ from dataclasses import replace
 import pytest
 
 from tpaw_ray.config import EvaluationConfig
-from tpaw_ray.errors import ConfigError, DataError
+from tpaw_ray.errors import ConfigError, DataError, GenerationError
+from tpaw_ray.evaluation import harness
 from tpaw_ray.evaluation.exact_match import judge, verdict
 from tpaw_ray.evaluation.harness import (
     SUITES,
     HarnessRun,
     HarnessTask,
+    _check,
     data_sets,
     evaluate_task,
+    harness_result,
     load_tasks,
     local_files,
+    run_harness,
 )
+from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Generation, Prompt
 
 FORMS = (
@@ -212,3 +217,53 @@ def test_data_that_cannot_be_reached_is_named_with_the_reason(monkeypatch):
 def test_the_first_leaderboards_suite_has_its_shots():
     shots = {task.name: task.num_fewshot for task in SUITES["leaderboard-v1"].tasks}
     assert shots == {"arc_challenge": 25, "hellaswag": 10, "mmlu": 5, "truthfulqa_mc2": 0, "winogrande": 5, "gsm8k": 5}
+
+
+def test_the_local_task_takes_the_configs_answer_pattern_and_length(tmp_path):
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": "1+1?", "answer": "So <2>"}))
+    task, asked = SUITES["gsm8k-local"].tasks[0], []
+    wanted = HarnessRun(title="t", tasks=(task,), chat=False, data=str(tmp_path), max_new_tokens=700, answer_pattern="<([0-9]+)>")
+    model = stored_model({"1+1?": "#### 3, no: <2>"})
+    say = model.generate_until
+    model.generate_until = lambda requests, **_: asked.extend(requests) or say(requests)
+    found = evaluate_task(model, load_tasks([task], wanted)[task.name], task, wanted)
+    assert found["results"][task.name]["exact_match,final-answer"] == 1.0
+    assert asked[0].args[1]["max_gen_toks"] == 700
+
+
+def test_what_a_suite_needs_is_told_before_anything_starts():
+    (task,) = SUITES["leaderboard-v2"].tasks
+    assert set(task.needs) >= {"langdetect", "math_verify"}  # what the tasks of the harness import
+    lacking = HarnessTask(name="arc", needs=("json", "no_such_package"))
+    with pytest.raises(ConfigError, match="task arc: needs no_such_package: pip install"):
+        _check(Manager(None), lacking, HarnessRun(title="t", tasks=(lacking,), chat=False))
+
+
+def test_the_first_leaderboards_mmlu_is_the_plain_mean_of_its_tasks(tmp_path):
+    store = RunStore.open(str(tmp_path), "run")
+    task = next(task for task in SUITES["leaderboard-v1"].tasks if task.name == "mmlu")
+    found = {
+        "results": {
+            name: {"acc,none": accuracy} for name, accuracy in {"mmlu": 0.4, "stem": 0.4, "large": 0.3, "small": 0.7}.items()
+        },
+        "groups": {name: {"acc,none": 0.4} for name in ("mmlu", "stem")},
+    }
+    store.write_json(f"{store.root}/mmlu.json", found)
+    result = harness_result(store, store.root, "demo", HarnessRun(title="t", tasks=(task,), chat=False))
+    assert result["headlines"] == {"mmlu": pytest.approx(0.5)}
+
+
+def test_a_task_that_breaks_down_is_named(tmp_path, monkeypatch):
+    def break_down(*_):
+        raise ValueError("images are not supported")
+
+    store, task = RunStore.open(str(tmp_path), "run"), HarnessTask(name="pictures")
+    for name, fake in {
+        "load_tasks": lambda *_: {"pictures": []},
+        "vllm_model": lambda *_, **__: None,
+        "evaluate_task": break_down,
+    }.items():
+        monkeypatch.setattr(harness, name, fake)
+    monkeypatch.setattr(harness, "prepare_process", lambda _: None)
+    with pytest.raises(GenerationError, match="task pictures: ValueError: images are not supported"):
+        run_harness(store, store.root, "model", None, HarnessRun(title="t", tasks=(task,), chat=False))

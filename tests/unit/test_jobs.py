@@ -26,8 +26,8 @@ def test_an_experiment_in_jobs_is_one_that_the_command_takes(path, quick):
     assert tuning_runs(design) and final_runs(design, {method: design.points(method)[0] for method in design.methods})
 
 
-def test_the_small_study_has_as_many_runs_as_its_file_says():
-    (path,) = EXPERIMENTS
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_a_study_has_as_many_runs_as_its_file_says(path):
     design = load_design(path)
     tuning, final = tuning_runs(design), final_runs(design, {method: design.points(method)[0] for method in design.methods})
     assert f"{len(tuning) + len(final)} runs: {len(tuning)} for tuning" in path.read_text(encoding="utf-8")

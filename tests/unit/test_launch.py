@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tpaw_ray import launch
+from tpaw_ray import launch, nodes
 from tpaw_ray.config import resolve_config
 from tpaw_ray.errors import CheckpointError, ResourceError, RunError
 from tpaw_ray.experiment import testing
@@ -75,10 +75,18 @@ def test_that_a_models_own_code_runs_is_said_before_the_test_split_is_asked(monk
     configs = [
         resolve_config({**data, "model": {"path": path, "trust_remote_code": path != "m"}}) for path in ("m", "a", "b", "a")
     ]
+    monkeypatch.setattr(testing, "check_nodes", lambda _: None)
     monkeypatch.setattr(testing, "_guest", lambda *_: failing(RunError("enough"))())
     with pytest.raises(RunError, match="enough"):
         answer_test([Asked(config=config, store=None, checkpoint=0) for config in configs], Reporter())
     assert capsys.readouterr().out.splitlines() == [own_code("a"), own_code("b")]
+
+
+def test_a_cluster_without_a_node_for_the_engines_is_told_before_the_test_split_is_asked(monkeypatch):
+    monkeypatch.setattr(nodes, "cluster_nodes", lambda: [])
+    config = resolve_config({"run": {"name": "t"}, "data": {"path": "d"}, "model": {"path": "m"}})
+    with pytest.raises(ResourceError, match="the cluster has 0"):
+        answer_test([Asked(config=config, store=None, checkpoint=0)], Reporter())
 
 
 def test_a_run_folder_that_cannot_be_written_to_is_told(begin, tmp_path):

@@ -10,6 +10,7 @@ from tpaw_ray.algorithm.team import GIVEN, Rollout
 from tpaw_ray.config import resolve_config
 from tpaw_ray.data.pairs import PairRecipe, pairs_of_shard
 from tpaw_ray.data.prompts import prepare_prompts
+from tpaw_ray.evaluation.questions import heldout_questions
 from tpaw_ray.learner.batches import TripletLengths, unit_of
 from tpaw_ray.learner.triplets import triplet_batch
 from tpaw_ray.learner.worker import Tally
@@ -46,6 +47,19 @@ def test_rejected_responses_lie_where_an_opponent_would_have_put_them(tmp_path):
             assert prompt.prompt_id == rejected.prompt_id
             found.append((tokenizer.decode(list(prompt.target_tokens)), tokenizer.decode(list(rejected.generated_tokens))))
     assert found == [(f"{row['chosen']}<|end|>", f"{row['rejected']}<|end|>") for row in ROWS]
+
+
+def test_all_methods_hold_out_the_same_prompts_of_preference_data(tmp_path):
+    held_out = {}
+    for kind in ("given", "replay", "none"):
+        config = config_of(tmp_path, team={"data": kind}, data={"validation_fraction": 0.5, "prompt_length": 8, "max_length": 9})
+        store = RunStore.open(str(tmp_path), kind)
+        prepare_prompts(config, store, tiny_tokenizer())
+        sums = store.checksums(store.path("prompts"))
+        held_out[kind] = {name: digest for name, digest in sums.items() if name.startswith("validation/")}
+        questions = heldout_questions(config, store, "validation", None)
+        assert len(questions) == store.counts(store.path("prompts"))["validation"] > 1
+    assert held_out["given"] == held_out["replay"] == held_out["none"] != {}
 
 
 def test_a_pair_whose_rejected_response_is_too_long_is_left_out(tmp_path):
@@ -107,6 +121,12 @@ def test_the_best_are_ranked_by_accuracy_then_by_the_targets(tmp_path):
     assert teams.players(5) == (5, 2, 0)
     assert teams.rollouts(5) == (Rollout(5, 5), Rollout(2, 2), Rollout(0, 0))
     assert teams.players(1) == (1, 0)
+
+
+def test_a_team_of_all_learns_from_as_many_rounds_as_its_window_holds(tmp_path):
+    teams = Teams(config_of(tmp_path, team={"select": "all", "window": 2}), RunStore.open(str(tmp_path), "run"))
+    assert teams.players(3) == (3, 2, 1, 0)
+    assert teams.rollouts(3) == (Rollout(3, 3), Rollout(2, 2))
 
 
 def test_a_team_of_targets_alone_has_no_players(tmp_path):

@@ -11,9 +11,9 @@ def judged(*scores, length=10, other_length=10, name="q"):
 
 
 def test_both_orders_count_half_each_and_a_tie_is_half_a_win():
-    found = preference([judged(1.0, 1.0), judged(1.0, 0.0), judged(0.5, 0.5), judged(0.0, 0.0), judged(1.0)])
+    found = preference([judged(1.0, 1.0), judged(1.0, 0.0), judged(0.5, 0.5), judged(0.0, 0.0), judged(1.0, 0.5)])
     assert (found.questions, found.wins, found.ties, found.losses, found.consistent) == (5, 2, 2, 1, 3)
-    assert found.win_rate.value == pytest.approx((1 + 0.5 + 0.5 + 0 + 1) / 5)
+    assert found.win_rate.value == pytest.approx((1 + 0.5 + 0.5 + 0 + 0.75) / 5)
     assert found.win_rate.low < found.win_rate.value < found.win_rate.high
 
 

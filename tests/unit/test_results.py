@@ -1,5 +1,6 @@
 """The page of results, from numbers that are made up."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -26,6 +27,7 @@ def result():
         "table": as_json(make_table([0, 1, 2], scores, [START, "spin"])),
         "choices": {name: {"settings": point["settings"], "points": [point, worse], "at_edge": []} for name in METHODS},
         "protocol": [{"event": "tuned", "at": "2026-01-31T12:00:00+00:00"}],
+        "failures": [{"run": "final/spin_seed-1", "exit_code": 9, "said": "loss nan"}] * 2,
         "curves": [
             {"method": name, "bands": {"accuracy": band} | ({} if name == "more-sft" else dict.fromkeys(PAGE["PANELS"], band))}
             for name in METHODS
@@ -38,6 +40,7 @@ def test_tables_stand_in_their_places_and_what_is_written_between_them_stays(res
     assert "| tpaw | 3 | 0.6033 ± 0.0950 |" in once  # (0.51 + 0.6 + 0.7) / 3
     assert "| more-sft | 0.560 | 0.600 | 0.700 |" in once
     assert "| spin | learning_rate 0.0003 | given up |" in once
+    assert "\nfinal/spin_seed-1 was given up (loss nan):" in once
     assert "tuned 2026-01-31T12:00:00+00:00." in once
     written = once.replace("The order:", "The order, by hand:")
     assert PAGE["render"](written, result) == written
@@ -46,6 +49,13 @@ def test_tables_stand_in_their_places_and_what_is_written_between_them_stays(res
 def test_a_page_that_lacks_a_place_is_refused(result):
     with pytest.raises(ValueError, match="found 0 places <!-- grid -->, expected 1"):
         PAGE["render"](PAGE["START"].replace("<!-- grid -->", ""), result)
+
+
+@pytest.mark.parametrize(("name", "table"), [("small-study-quick", [{}]), ("small-study", [])])
+def test_what_is_not_the_finished_study_is_not_taken(tmp_path, name, table):
+    (tmp_path / "experiment.json").write_text(json.dumps({"name": name, "table": table, "protocol": []}))
+    with pytest.raises(SystemExit, match=f"expected small-study with its table; found {name}"):
+        PAGE["take"](str(tmp_path))
 
 
 def test_pictures_name_every_method_and_are_the_same_again(result, tmp_path):

@@ -27,9 +27,16 @@ def test_what_cannot_be_told_of_few_or_equal_values_is_null():
     alone = compare([1.0], [0.5])
     assert (alone.difference, alone.interval, alone.cohens_d, alone.p) == (0.5, None, None, None)
     equal = compare([1.0, 2.0], [0.5, 1.5])
-    assert (equal.difference, equal.cohens_d, equal.p) == (0.5, None, None)
+    assert (equal.difference, equal.interval, equal.cohens_d, equal.p) == (0.5, None, None, None)
+    assert mean_interval([0.5, 0.5]) is None
     with pytest.raises(ValueError, match="found 2 and 1"):
         compare([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("others", [[0.2, 0.1], [0.3, 0.2], [0.2, 0.10000000000000003]])
+def test_differences_that_rounding_alone_tells_apart_are_equal(others):
+    found = compare([0.3, 0.2], others)  # 0.09999999999999998 and 0.1
+    assert (found.interval, found.cohens_d, found.p) == (None, None, None)
 
 
 def test_wilsons_interval_of_a_worked_example():

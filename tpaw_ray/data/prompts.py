@@ -77,6 +77,11 @@ def prompt_id(conversation: Conversation) -> str:
     return _digest(json.dumps([prompt_text(conversation), *responses])).hex()[:16]
 
 
+def as_in(split: Fate, conversation: Conversation) -> Conversation:
+    """A row as its split has it: only training rows have a rejected response, so that all methods hold out the same prompts."""
+    return conversation if split == "train" else replace(conversation, rejected=None)
+
+
 def split_of(prompt: str, validation_fraction: float, test_fraction: float) -> Split:
     """The split of a prompt text, by its hash alone: the same in every run, whatever other rows there are.
 
@@ -101,7 +106,7 @@ def iter_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Iterat
     heldout, seen = DigestSet(), DigestSet()  # all that grows with the data
 
     def unless_seen(conversation: Conversation, split: Split) -> Fate:
-        return split if seen.add(int(prompt_id(conversation), 16)) else "duplicates"
+        return split if seen.add(int(prompt_id(as_in(split, conversation)), 16)) else "duplicates"
 
     def fate_of_heldout(conversation: Conversation) -> Fate:
         heldout.add(_number(prompt_text(conversation)))
@@ -136,7 +141,7 @@ def _iter_source(
             if fate in ("duplicates", "leaked"):
                 yield fate, None, []
             else:
-                kept.append((fate, conversation))
+                kept.append((fate, as_in(fate, conversation)))
         rendered = render_all(tokenizer, [conversation for _, conversation in kept], ends, source)
         against = _render_rejected(tokenizer, [conversation for _, conversation in kept], ends, source)
         for (fate, conversation), (prompt, target), rejected in zip(kept, rendered, against, strict=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from ray.actor import ActorHandle
 
@@ -11,7 +12,7 @@ from tpaw_ray.data.template import render_prompt
 from tpaw_ray.errors import GenerationError
 from tpaw_ray.evaluation.questions import Question
 from tpaw_ray.evaluation.subject import Subject
-from tpaw_ray.nodes import check_nodes
+from tpaw_ray.nodes import NodeWatch, check_nodes
 from tpaw_ray.opponents.messages import SET_ASIDE, EngineSettings, Request, Response, Sampling
 from tpaw_ray.opponents.opponent import Opponent
 from tpaw_ray.opponents.roster import Roster, ask
@@ -24,25 +25,35 @@ AT_ONCE = 1024
 """Questions given to the engines in one call."""
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a checkpoint said in a turn. `cut_off` says that it was not at its end when it had as many tokens as it may."""
+
+    text: str
+    cut_off: bool
+
+
 @contextmanager
-def engines(subject: Subject, number: int, asked: int) -> Iterator[list[ActorHandle[Opponent]]]:
+def engines(subject: Subject, number: int, asked: int, say: Callable[[str], object]) -> Iterator[list[ActorHandle[Opponent]]]:
     """A checkpoint's opponents, ready; ended when the block ends. `asked` answers are to come, of which few may be set aside.
 
     Raises:
-        ResourceError: when the cluster lacks what they take.
+        ResourceError: when the cluster lacks what they take, or loses it for longer than `run.wait_minutes`.
         CheckpointError: when the checkpoint's folder is missing or incomplete.
         GenerationError: when an engine cannot start.
     """
-    opponents = subject.config.opponents
-    check_nodes(asking_demands(subject.config))
-    settings = EngineSettings.from_config(subject.config, subject.ends)
-    roster = Roster(settings, engines_of(subject.config))
+    config = subject.config
+    needed = asking_demands(config)
+    check_nodes(needed)
+    settings = EngineSettings.from_config(config, subject.ends)
+    roster = Roster(settings, engines_of(config))
     folder = subject.base(number)
     try:
-        roster.host(number, folder, f"{folder}/{MARKER if subject.is_run else 'config.json'}")
-        roster.expect(number, int(opponents.max_set_aside * asked))
-        roster.wait_ready(number)
-        yield roster.opponents(number)
+        with NodeWatch(lambda: needed, config.run.wait_minutes, say):
+            roster.host(number, folder, f"{folder}/{MARKER if subject.is_run else 'config.json'}")
+            roster.expect(number, int(config.opponents.max_set_aside * asked))
+            roster.wait_ready(number)
+            yield roster.opponents(number)
     finally:
         roster.retire_all()
 
@@ -60,7 +71,7 @@ def answer_questions(
     questions: Sequence[Question],
     samplings: Sequence[Sampling],
     advance: Callable[[int], None],
-) -> list[list[str]]:
+) -> list[list[Reply]]:
     """The answers to every turn of every question, a question's sampling its own. Calls `advance(turns)` as they come.
 
     A turn is asked with the answers to those before it. The seed of an answer hangs on question and turn alone.
@@ -69,7 +80,7 @@ def answer_questions(
         DataError: when the chat template refuses a question.
         GenerationError: when an answer cannot be given: a question that is too long, or ends every engine.
     """
-    said: list[list[str]] = [[] for _ in questions]
+    said: list[list[Reply]] = [[] for _ in questions]
     for turn in range(max(len(question.turns) for question in questions)):
         open_ = [index for index, question in enumerate(questions) if turn < len(question.turns)]
         for sampling in dict.fromkeys(samplings[index] for index in open_):
@@ -78,15 +89,15 @@ def answer_questions(
                 chosen = own[first : first + AT_ONCE]
                 requests = [_request(subject, number, questions[index], said[index]) for index in chosen]
                 for index, response in zip(chosen, ask(handles, first, requests, sampling), strict=True):
-                    said[index].append(_text(subject, response))
+                    said[index].append(_reply(subject, response))
                 advance(len(chosen))
     return said
 
 
-def _request(subject: Subject, number: int, question: Question, said: Sequence[str]) -> Request:
+def _request(subject: Subject, number: int, question: Question, said: Sequence[Reply]) -> Request:
     turns = list(question.context)
     for asked, answered in zip(question.turns, said, strict=False):  # one turn more was asked than answered
-        turns += [Message(role="user", content=asked), Message(role="assistant", content=answered)]
+        turns += [Message(role="user", content=asked), Message(role="assistant", content=answered.text)]
     turns.append(Message(role="user", content=question.turns[len(said)]))
     name = f"{question.question_id} (turn {len(said) + 1})"
     return Request(
@@ -97,7 +108,8 @@ def _request(subject: Subject, number: int, question: Question, said: Sequence[s
     )
 
 
-def _text(subject: Subject, response: Response) -> str:
+def _reply(subject: Subject, response: Response) -> Reply:
     if response.finish_reason == SET_ASIDE:
         raise GenerationError(f"question {response.prompt_id}: has no answer, since it ends every engine; leave it out")
-    return str(subject.tokenizer.decode(response.generated_tokens, skip_special_tokens=True))
+    text = str(subject.tokenizer.decode(response.generated_tokens, skip_special_tokens=True))
+    return Reply(text, cut_off=response.finish_reason == "length")

@@ -59,7 +59,7 @@ class ExactMatch:
 
 
 def prepare(subject: Subject) -> None:
-    """The prompts of a model's evaluation, made once; a run has its own.
+    """The prompts of a model's evaluation, made anew, since data or tokenizer may have changed; a run has its own.
 
     Raises:
         RunError: when the run has not made its prompts yet.
@@ -68,6 +68,7 @@ def prepare(subject: Subject) -> None:
     store = subject.store
     if not subject.is_run:
         store.write_bytes(store.path("config.yaml"), dump_config(subject.config).encode())
+        store.remove(store.path("prompts"))
         prepare_prompts(subject.config, store, subject.tokenizer)
     elif not store.is_committed(store.path("prompts")):
         raise RunError(f"{store.root}: the run has not made its prompts yet; run `tpaw run` first")
@@ -78,6 +79,7 @@ def exact_folder(subject: Subject, number: int, wanted: ExactMatch) -> str:
     config = subject.config
     parts: list[Any] = [asdict(wanted), subject.weights(number), config.evaluation.answer_pattern, config.learner.precision]
     parts += [config.data.max_length, subject.ends, config.opponents.engine_args]
+    parts.append(subject.store.checksums(subject.store.path("prompts")))
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return f"{subject.store.evaluation(number)}/exact-{wanted.title}-{digest}"
 
@@ -97,7 +99,10 @@ def evaluate_exact(subject: Subject, number: int, wanted: ExactMatch, reporter: 
     prompts = prompts_of(subject, number, wanted)
     began = time.perf_counter()
     total = len(prompts) * wanted.samples
-    with engines(subject, number, total) as handles, reporter.stage(f"answer {subject.called(number)}", total) as advance:
+    with (
+        engines(subject, number, total, reporter.say) as handles,
+        reporter.stage(f"answer {subject.called(number)}", total) as advance,
+    ):
         for sample in range(wanted.samples):
             questions = Questions(
                 split=wanted.split,
@@ -107,6 +112,7 @@ def evaluate_exact(subject: Subject, number: int, wanted: ExactMatch, reporter: 
                 sampling=wanted.sampling,
                 run_seed=wanted.seed,
                 output=f"{output}/generations/{sample:03d}",
+                adapter=subject.adapter(number),
             )
             generate(store, questions, handles, advance, at_once=shards_asked(subject.config))
     said = [row for path in store.files(f"{output}/generations") for row in store.read_rows(path, Generation)]

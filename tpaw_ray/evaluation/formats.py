@@ -27,6 +27,10 @@ OTHER_TEMPERATURE = 0.7
 """FastChat's, for a category it does not list."""
 
 
+LONGEST: Mapping[Format, int] = {"alpaca-eval": 2048, "mt-bench": 1024}
+"""New tokens of an answer: those of AlpacaEval's own model configs, and FastChat's `--max-new-token`."""
+
+
 def check_format(form: Format, questions: Sequence[Question]) -> None:
     """Refuse questions that a format cannot hold.
 

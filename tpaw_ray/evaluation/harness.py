@@ -10,6 +10,7 @@ The harness runs in a Ray task of its own that holds the GPUs of one engine. Wha
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +18,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from tpaw_ray.config import ModelConfig
+from tpaw_ray.data.template import load_tokenizer
 from tpaw_ray.errors import ConfigError, DataError, GenerationError
 from tpaw_ray.evaluation.subject import Subject
 from tpaw_ray.nodes import check_nodes
@@ -36,11 +40,15 @@ LOCAL_GSM8K = "gsm8k_local"
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessTask:
-    """A task or group of the harness; without `num_fewshot` with the task's own. `headline` is the metric a leaderboard reads."""
+    """A task or group of the harness; without `num_fewshot` with the task's own. `headline` is the metric a leaderboard reads, of
+    a group with `by_subtask` as the plain mean over its tasks, where the harness weighs them by their rows. `needs` are packages
+    that come with extras of the harness."""
 
     name: str
     num_fewshot: int | None = None
     headline: str | None = None
+    by_subtask: bool = False
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +65,7 @@ SUITES: Mapping[str, Suite] = {
         tasks=(
             HarnessTask(name="arc_challenge", num_fewshot=25, headline="acc_norm,none"),
             HarnessTask(name="hellaswag", num_fewshot=10, headline="acc_norm,none"),
-            HarnessTask(name="mmlu", num_fewshot=5, headline="acc,none"),
+            HarnessTask(name="mmlu", num_fewshot=5, headline="acc,none", by_subtask=True),
             HarnessTask(name="truthfulqa_mc2", num_fewshot=0, headline="acc,none"),
             HarnessTask(name="winogrande", num_fewshot=5, headline="acc,none"),
             HarnessTask(name="gsm8k", num_fewshot=5, headline="exact_match,strict-match"),
@@ -65,7 +73,10 @@ SUITES: Mapping[str, Suite] = {
         chat=False,
     ),
     # The harness's own group: IFEval, BBH, MATH level 5, GPQA, MuSR and MMLU-Pro with the leaderboard's shots.
-    "leaderboard-v2": Suite(tasks=(HarnessTask(name="leaderboard"),), chat=True),
+    "leaderboard-v2": Suite(
+        tasks=(HarnessTask(name="leaderboard", needs=("langdetect", "immutabledict", "nltk", "math_verify", "antlr4")),),
+        chat=True,
+    ),
     "gsm8k-local": Suite(tasks=(HarnessTask(name=LOCAL_GSM8K, headline="exact_match,final-answer"),), chat=True),
 }
 
@@ -83,12 +94,36 @@ class HarnessRun:
     """Longest prompt with its answer in tokens; by default what the model was made for."""
     data: str | None = None
     """Of `gsm8k_local`: a JSONL file, or a folder with `test.jsonl` and perhaps `train.jsonl`."""
+    max_new_tokens: int | None = None
+    """Of `gsm8k_local`, and `answer_pattern`: as the run's own evaluation has them (`as_the_run_asks`)."""
+    answer_pattern: str | None = None
+
+
+def as_the_run_asks(wanted: HarnessRun, subject: Subject) -> HarnessRun:
+    """Our own task with length and pattern of the subject's config, so that it agrees with its exact match; others are fixed.
+
+    Raises:
+        ConfigError: when prompts go through a chat template and the model's folder has none: the harness reads it from there.
+    """
+    if wanted.chat and not subject.is_run:
+        plain = load_tokenizer(ModelConfig(path=subject.model.path, trust_remote_code=subject.model.trust_remote_code))
+        if plain.chat_template != subject.tokenizer.chat_template:
+            raise ConfigError(
+                f"model.chat_template: {subject.model.path} has another one, and lm-evaluation-harness reads it from there; save "
+                "the model with its template, or use --no-chat"
+            )
+    if not any(task.name == LOCAL_GSM8K for task in wanted.tasks):
+        return wanted
+    config = subject.config
+    longest = config.evaluation.max_new_tokens or config.sampling.max_new_tokens
+    return replace(wanted, max_new_tokens=longest, answer_pattern=config.evaluation.answer_pattern)
 
 
 def harness_folder(subject: Subject, number: int, wanted: HarnessRun) -> str:
     """Where the result of a checkpoint lies; the digest is one of all that the figures hang on, but for the hub's data."""
     files = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in local_files(wanted.data).items()}
     parts = [asdict(wanted), files, subject.weights(number), subject.config.learner.precision]
+    parts.append(subject.config.opponents.engine_args)
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return f"{subject.store.evaluation(number)}/tasks-{wanted.title}-{digest}"
 
@@ -120,7 +155,7 @@ def run_remotely(subject: Subject, number: int, output: str, wanted: HarnessRun)
         TpawError: as `run_harness` does; `GenerationError` when its process is killed.
     """
     import ray
-    from ray.exceptions import RayTaskError, WorkerCrashedError
+    from ray.exceptions import RayError, RayTaskError
 
     engine = replace(engines_of(subject.config), number=1)
     check_nodes([engine])
@@ -136,8 +171,8 @@ def run_remotely(subject: Subject, number: int, output: str, wanted: HarnessRun)
         ray.get(task.remote(store, output, folders, subject.is_run, settings, wanted))
     except RayTaskError as error:
         raise error.cause from error
-    except WorkerCrashedError as error:
-        raise GenerationError(f"{folder}: the process of its tasks was killed, perhaps for want of memory") from error
+    except RayError as error:  # killed, for want of memory perhaps, or with its node
+        raise GenerationError(f"{folder}: the process of its tasks is gone: {one_line(error)}") from error
 
 
 def _run_on_this_node(
@@ -169,7 +204,10 @@ def run_harness(
     except Exception as error:  # vLLM's own reasons: memory, lengths, architectures …
         raise GenerationError(f"{folder}: the engine could not start: {type(error).__name__}: {one_line(error)}") from error
     for task in missing:
-        found = evaluate_task(model, loaded[task.name], task, wanted)
+        try:
+            found = evaluate_task(model, loaded[task.name], task, wanted)
+        except Exception as error:  # the harness's own (a task of images, one that runs code), and vLLM's
+            raise GenerationError(f"task {task.name}: {type(error).__name__}: {one_line(error)}") from error
         for name, samples in found.pop("samples").items():
             lines = "".join(f"{json.dumps(_sample(sample), default=str)}\n" for sample in samples)
             store.write_bytes(f"{output}/samples/{name}.jsonl", lines.encode())
@@ -205,7 +243,8 @@ def _manager(tasks: Sequence[HarnessTask], wanted: HarnessRun) -> Any:
         raise ConfigError(f"tasks need lm-evaluation-harness ({one_line(error)}): pip install 'tpaw-ray[evaluation]'") from error
     own = all(task.name == LOCAL_GSM8K for task in tasks)
     # The metadata are what the harness hands to a task's own loader of data.
-    return TaskManager(include_path=str(OWN_TASKS), include_defaults=not own, metadata=local_files(wanted.data))
+    metadata = local_files(wanted.data) | ({"pattern": wanted.answer_pattern} if wanted.answer_pattern else {})
+    return TaskManager(include_path=str(OWN_TASKS), include_defaults=not own, metadata=metadata)
 
 
 def _load(manager: Any, task: HarnessTask, wanted: HarnessRun) -> list[Any]:
@@ -230,6 +269,8 @@ def _load(manager: Any, task: HarnessTask, wanted: HarnessRun) -> list[Any]:
 def _check(manager: Any, task: HarnessTask, wanted: HarnessRun) -> None:
     if task.name not in manager.task_index:
         raise ConfigError(f"task {task.name}: lm-evaluation-harness has no such task or group; `lm-eval ls tasks` lists them")
+    if lacking := [package for package in task.needs if importlib.util.find_spec(package) is None]:
+        raise ConfigError(f"task {task.name}: needs {listed(lacking)}: pip install 'lm-eval[ifeval,math]'")
     if task.name != LOCAL_GSM8K:
         return
     files = local_files(wanted.data)
@@ -307,11 +348,13 @@ def evaluate_task(model: Any, loaded: list[Any], task: HarnessTask, wanted: Harn
     """What the harness makes of a task: `results` and `groups` by name, rows counted, versions, and `samples`."""
     from lm_eval import simple_evaluate
 
+    longest = {"max_gen_toks": wanted.max_new_tokens} if task.name == LOCAL_GSM8K and wanted.max_new_tokens else None
     found = simple_evaluate(
         model=model,
         tasks=loaded,
         num_fewshot=task.num_fewshot,
         limit=wanted.limit,
+        gen_kwargs=longest,
         apply_chat_template=wanted.chat,
         fewshot_as_multiturn=wanted.chat,
         log_samples=True,
@@ -328,6 +371,13 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     return {key: sample.get(key) for key in ("doc_id", "filter", "target", "resps", "filtered_resps")} | metrics
 
 
+def _headline(found: Mapping[str, Any], task: HarnessTask, metric: str) -> float:
+    if task.by_subtask:
+        leaves = [figures[metric] for name, figures in found["results"].items() if name not in found["groups"]]
+        return fmean(leaves)
+    return float((found["groups"].get(task.name) or found["results"][task.name])[metric])
+
+
 def harness_result(store: RunStore, output: str, name: str, wanted: HarnessRun) -> dict[str, Any]:
     """`result.json`: the metrics of every task and group, the headlines and their mean where all tasks have one."""
     metrics: dict[str, Any] = {}
@@ -336,7 +386,7 @@ def harness_result(store: RunStore, output: str, name: str, wanted: HarnessRun) 
         found = store.read_json(f"{output}/{task.name}.json", {"results": {str: dict}, "groups": {str: dict}})
         metrics |= found["results"] | found["groups"]
         if task.headline:
-            headlines[task.name] = (found["groups"].get(task.name) or found["results"][task.name])[task.headline]
+            headlines[task.name] = _headline(found, task, task.headline)
     complete = bool(headlines) and len(headlines) == len(wanted.tasks)
     return {
         "name": name,

@@ -39,10 +39,16 @@ class Side:
 
 def versus_folder(one: Side, other: Side, questions: Sequence[Question], sampling: Sampling) -> str:
     """Where answers and verdicts lie, beside the first model's results; the digest is one of all that the answers hang on."""
-    settings = [(side.subject.weights(side.number), side.subject.config.learner.precision) for side in (one, other)]
-    parts = [settings, [asdict(question) for question in questions], asdict(sampling), one.subject.config.run.seed]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+    parts = [[_hangs_on(side) for side in (one, other)], [asdict(question) for question in questions], asdict(sampling)]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return f"{one.subject.store.evaluation(one.number)}/versus-{other.name}-{digest}"
+
+
+def _hangs_on(side: Side) -> list[Any]:
+    """What the answers of a side hang on, beside the questions and how they are drawn."""
+    subject, config = side.subject, side.subject.config
+    model = [subject.weights(side.number), subject.ends, subject.tokenizer.chat_template, config.learner.precision]
+    return [*model, config.data.max_length, config.opponents.engine_args, config.run.seed]
 
 
 def compare_models(
@@ -73,7 +79,7 @@ def compare_models(
         for side, place in ((one, "first"), (other, "second"))
     ]
     matches = [
-        Match(question_id=question.question_id, question=_text(question), answer=answer, other=others)
+        Match(question_id=question.question_id, question=_text(question), answer=answer["output"], other=others["output"])
         for question, answer, others in zip(questions, *said, strict=True)
     ]
     with reporter.stage(f"judge {one.name} : {other.name}", 2 * len(matches)) as advance:
@@ -89,6 +95,7 @@ def compare_models(
         "judge": settings,
         **outcome,
         "unreadable": unreadable,
+        "cut_off": [sum(row["cut_off"] for row in rows) for rows in said],
         "sampling": asdict(sampling),
     }
     path = f"{folder}/result-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}.json"
@@ -104,20 +111,22 @@ def _answers(
     keeper: Subject,
     reporter: Reporter,
     connect: Callable[[], object],
-) -> list[str]:
+) -> list[dict[str, Any]]:
     store = keeper.store
     if not store.exists(path):
         connect()
         with (
-            engines(side.subject, side.number, len(questions)) as handles,
+            engines(side.subject, side.number, len(questions), reporter.say) as handles,
             reporter.stage(f"answer {side.name}", len(questions)) as advance,
         ):
             said = answer_questions(handles, side.subject, side.number, questions, [sampling] * len(questions), advance)
         rows = [
-            {"question_id": question.question_id, "output": turns[0]} for question, turns in zip(questions, said, strict=True)
+            {"question_id": question.question_id, "output": turns[0].text, "cut_off": turns[0].cut_off}
+            for question, turns in zip(questions, said, strict=True)
         ]
         store.write_json(path, rows)
-    return [row["output"] for row in store.read_json(path, [{"output": str}])]
+    found: list[dict[str, Any]] = store.read_json(path, [{"output": str, "cut_off": bool}])
+    return found
 
 
 def _text(question: Question) -> str:

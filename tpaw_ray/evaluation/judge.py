@@ -119,11 +119,14 @@ def client_of(judge: Judge) -> "OpenAI":
         raise ConfigError(f"{KEY} is not set in the environment; set it, or name a server of your own with --judge-url")
     if key and not (key.isascii() and key.isprintable()):  # which no header can carry
         raise ConfigError(f"{KEY}: holds characters that no key has; expected printable ASCII")
-    return OpenAI(base_url=judge.base_url, api_key=key or "none", max_retries=judge.retries, timeout=judge.timeout_s)
+    try:
+        return OpenAI(base_url=judge.base_url, api_key=key or "none", max_retries=judge.retries, timeout=judge.timeout_s)
+    except Exception as error:  # of the HTTP client's own types
+        raise ConfigError(f"--judge-url: {shorten(judge.base_url)}: {one_line(error)}; expected a URL") from error
 
 
-def ask_judge(client: "OpenAI", judge: Judge, contest: Contest) -> str:
-    """The judge's reply, drawn greedily.
+def ask_judge(client: "OpenAI", judge: Judge, contest: Contest, question_id: str) -> str:
+    """The judge's reply to a question's contest, drawn greedily.
 
     Raises:
         GenerationError: with the client's reason, when its retries are used up or the server refuses; and when what the server
@@ -141,7 +144,9 @@ def ask_judge(client: "OpenAI", judge: Judge, contest: Contest) -> str:
             extra_body=dict(judge.extra) or None,
         )
     except (OpenAIError, ValueError, RecursionError) as error:  # the latter two of a body that is not JSON
-        raise GenerationError(f"the judge {judge.model} at {place} does not answer: {one_line(error)}") from error
+        raise GenerationError(
+            f"the judge {judge.model} at {place} does not answer (question {shorten(question_id)}): {one_line(error)}"
+        ) from error
     match said:  # of any type: the client does not check what it is sent
         case object(choices=[object(message=object(content=(str() | None) as content)), *_]):
             return content or ""

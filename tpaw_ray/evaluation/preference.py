@@ -31,7 +31,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A question that the judge decided in one order or both. Lengths in characters."""
+    """A question that the judge decided in both orders. Lengths in characters."""
 
     question_id: str
     scores: tuple[float, ...]
@@ -55,7 +55,7 @@ class Preference:
     ties: int
     losses: int
     consistent: int
-    """Questions judged in both orders, with the same outcome: what a judge that looks at the position only cannot reach."""
+    """Questions with the same outcome in both orders: what a judge that looks at the position only cannot reach."""
     win_rate: Figure | None
     length_controlled: Figure | None
     """Null also where all questions have the same difference in length but 0: the two effects cannot be told apart."""
@@ -72,7 +72,7 @@ def preference(judged: Sequence[Judged], seed: int = 0) -> Preference:
         wins=sum(score > 0.5 for score in scores),
         ties=sum(score == 0.5 for score in scores),
         losses=sum(score < 0.5 for score in scores),
-        consistent=sum(len(one.scores) == 2 and one.scores[0] == one.scores[1] for one in judged),
+        consistent=sum(len(set(one.scores)) == 1 for one in judged),
         win_rate=figure(scores),
         length_controlled=length_controlled(judged, seed),
         length=float(np.mean([one.length for one in judged])) if judged else 0.0,

@@ -10,6 +10,9 @@ from statistics import fmean, stdev
 
 from scipy import stats
 
+ROUNDING = 1e-12
+"""Share of the greatest value below which a spread is one of rounding: 0.3 − 0.2 and 0.2 − 0.1 differ by 3e-17."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
@@ -29,7 +32,8 @@ class Paired:
     interval: Interval | None
     """Of the mean of the differences, by Student's t."""
     cohens_d: float | None
-    """Mean of the differences over their standard deviation (`d_z`, Cohen 1988); null where all differences are equal."""
+    """Mean of the differences over their standard deviation (`d_z`, Cohen 1988); null, as the interval, where all differences
+    are equal: Student's distribution then knows nothing of how far they might spread."""
     p: float | None
     """Two-sided, of the paired t-test; null where all differences are equal."""
 
@@ -47,16 +51,12 @@ def proportion_interval(successes: int, trials: int, level: float = 0.95) -> Int
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
-    """Student's interval of a mean; null for fewer than two values.
+    """Student's interval of a mean; null for fewer than two values, and where all are equal: it would have no width.
 
-    >>> mean_interval([1.0, 1.0, 1.0])
-    Interval(low=1.0, high=1.0)
+    >>> mean_interval([1.0, 3.0]).high > 14.7, mean_interval([1.0, 1.0, 1.0])
+    (True, None)
     """
-    if len(values) < 2:
-        return None
-    mean, error = fmean(values), stdev(values) / sqrt(len(values))
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
-    return Interval(low=mean - half, high=mean + half)
+    return _student(values, _deviation(values, values), level)
 
 
 def compare(values: Sequence[float], others: Sequence[float], level: float = 0.95) -> Paired:
@@ -71,15 +71,28 @@ def compare(values: Sequence[float], others: Sequence[float], level: float = 0.9
     if len(values) != len(others) or not values:
         raise ValueError(f"expected as many values as others, at least one; found {len(values)} and {len(others)}")
     differences = [value - other for value, other in zip(values, others, strict=True)]
-    spread = stdev(differences) if len(differences) > 1 else 0.0
+    spread = _deviation(differences, [*values, *others])
     p = float(stats.ttest_rel(values, others).pvalue) if spread > 0 else None
     return Paired(
         pairs=len(differences),
         difference=fmean(differences),
-        interval=mean_interval(differences, level),
+        interval=_student(differences, spread, level),
         cohens_d=fmean(differences) / spread if spread > 0 else None,
         p=None if p is None or isnan(p) else p,
     )
+
+
+def _deviation(values: Sequence[float], measured: Sequence[float]) -> float:
+    """Standard deviation with n − 1; 0 for one value, and where values made of what was `measured` differ by rounding alone."""
+    found = stdev(values) if len(values) > 1 else 0.0
+    return found if found > ROUNDING * max(map(abs, measured)) else 0.0
+
+
+def _student(values: Sequence[float], deviation: float, level: float) -> Interval | None:
+    if not deviation:
+        return None
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * deviation / sqrt(len(values))
+    return Interval(low=fmean(values) - half, high=fmean(values) + half)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

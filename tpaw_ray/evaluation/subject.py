@@ -80,27 +80,38 @@ class Subject:
 
 
 def open_subject(
-    path: str, *, checkpoint: str = "all", config: Path | None = None, overrides: Sequence[str] = (), to: str | None = None
+    path: str,
+    *,
+    checkpoint: str = "all",
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    to: str | None = None,
+    keeps: bool = True,
 ) -> Subject:
     """Open a run's folder (`runs/demo`, `s3://…`), one checkpoint of it (`runs/demo/checkpoints/003`), or a model's folder.
 
     `checkpoint` is a number, `all` or `last`. A model needs the `config` of a run, which says with which data and settings it is
-    evaluated, and its results go `to` a folder, by default `evaluations/NAME-OF-THE-MODEL`.
+    evaluated, and its results go `to` a folder, by default `evaluations/NAME-OF-THE-MODEL`; `keeps` says whether any come.
 
     Raises:
         RunError: when there is no such checkpoint, or the folder for a model's results belongs to something else.
         ConfigError: when a model comes without a config, or an override is none of `OF_THE_EVALUATION`.
         CheckpointError: when there is neither a run nor a model.
     """
+    if (found := run_of(path)) is None:
+        return _open_model(path.rstrip("/"), config, overrides, to, keeps)
+    run, inside = found
+    if config is not None:
+        raise ConfigError(f"--config: {run} is a run, which has a config of its own; leave --config out")
+    return _open_run(RunStore.around(run), checkpoint if inside is None else str(inside), overrides)
+
+
+def run_of(path: str) -> tuple[str, int | None] | None:
+    """The run that a path names, with the checkpoint where it is one's folder (`runs/demo/checkpoints/003`); null for others."""
     path = path.rstrip("/")
     if (inside := _CHECKPOINT.fullmatch(path)) and _is_run(RunStore.around(inside[1])):
-        path, checkpoint = inside[1], str(int(inside[2]))
-    store = RunStore.around(path)
-    if _is_run(store):
-        if config is not None:
-            raise ConfigError(f"--config: {path} is a run, which has a config of its own; leave --config out")
-        return _open_run(store, checkpoint, overrides)
-    return _open_model(path, config, overrides, to)
+        return inside[1], int(inside[2])
+    return (path, None) if _is_run(RunStore.around(path)) else None
 
 
 def _is_run(store: RunStore) -> bool:
@@ -134,7 +145,7 @@ def _chosen(checkpoint: str, there: list[int], store: RunStore) -> list[int]:
     return [int(checkpoint)]
 
 
-def _open_model(path: str, config: Path | None, overrides: Sequence[str], to: str | None) -> Subject:
+def _open_model(path: str, config: Path | None, overrides: Sequence[str], to: str | None, keeps: bool) -> Subject:
     folder = _absolute(path)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{path}: neither a run's folder (it has no config.yaml) nor a model's (it has no config.json)")
@@ -149,7 +160,8 @@ def _open_model(path: str, config: Path | None, overrides: Sequence[str], to: st
     resolved = load_config(config, [*overrides, *(f"{key}={json.dumps(value)}" for key, value in place.items())])
     check_directory(folder, trust_remote_code=resolved.model.trust_remote_code)
     store = RunStore.around(str(target))
-    check_same_run(resolved, store)
+    if keeps:
+        check_same_run(resolved, store)
     return Subject(folder.name, resolved, store, {0: str(folder)}, False)
 
 

@@ -101,7 +101,7 @@ def judge_all(
     client = client_of(judge)
 
     def say(match: Match, order: str, key: str) -> Said:
-        reply = ask_judge(client, judge, match.contest(order))
+        reply = ask_judge(client, judge, match.contest(order), match.question_id)
         return Said(key=key, question_id=match.question_id, order=order, verdict=verdict_in(reply), reply=reply)
 
     with ThreadPoolExecutor(at_once) as threads:
@@ -135,7 +135,10 @@ def _in_turn(
 
 
 def judged_of(matches: Sequence[Match], said: Sequence[Said]) -> tuple[list[Judged], list[str]]:
-    """The questions with at least one verdict, and those with an order in which the reply held none (`question_id (order)`)."""
+    """The questions with a verdict in both orders, and those with an order in which the reply held none (`question_id (order)`).
+
+    One order alone would tell where the judge looks first as well as what it prefers.
+    """
     scores: dict[str, list[float]] = {}
     unreadable = []
     for one in said:
@@ -151,6 +154,6 @@ def judged_of(matches: Sequence[Match], said: Sequence[Said]) -> tuple[list[Judg
             other_length=len(match.other),
         )
         for match in matches
-        if match.question_id in scores
+        if len(scores.get(match.question_id, ())) == len(ORDERS)
     ]
     return judged, unreadable

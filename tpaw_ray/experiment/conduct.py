@@ -3,8 +3,9 @@
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
-from tpaw_ray.errors import ConfigError, DataError, LearnerError, RunError
+from tpaw_ray.errors import ConfigError, DataError, DivergedError, RunError
 from tpaw_ray.experiment.commands import Commands, Ended
 from tpaw_ray.experiment.design import START, Design
 from tpaw_ray.experiment.phases import (
@@ -81,7 +82,8 @@ def check(design: Design, record: Record) -> None:
     from tpaw_ray.forecast import check_folders
 
     looked_at = set()
-    for run in every_run(design, record):
+    runs = every_run(design, record)
+    for run in runs:
         config = run.config
         if config.evaluation.split != "validation":
             raise ConfigError("base: evaluation.split: found test, expected validation; test is for the end of an experiment")
@@ -94,6 +96,12 @@ def check(design: Design, record: Record) -> None:
         if sources not in looked_at:
             looked_at.add(sources)
             check_folders(config, store_of(run))
+    lengths = {run.config.evaluation.max_new_tokens or run.config.sampling.max_new_tokens: run.method for run in runs}
+    if len(lengths) > 1:
+        told = ", ".join(f"{length} of {method}" for length, method in lengths.items())
+        raise ConfigError(
+            f"base: evaluation.max_new_tokens: set it; answers are compared, and would be of different lengths ({told})"
+        )
 
 
 def show_work(design: Design, reporter: Reporter) -> None:
@@ -141,7 +149,8 @@ def walk(design: Design, record: Record, play: PlayAll, answer: AnswerAll, repor
         if isinstance(step, Play):
             record.begin([*tuning_runs(design), *(final_runs(design, record.choices) if record.choices else [])])
             failed = _play(step, record, play, reporter)
-            if lasting := {key: one for key, one in failed.items() if not _may_be_given_up(key, one)}:
+            lasting = {run.key: failed[run.key] for run in step.runs if run.key in failed and not _counts(run, failed[run.key])}
+            if lasting:
                 _tell(lasting, record, reporter)
                 return next(iter(lasting.values())).exit_code
         elif isinstance(step, Choose):
@@ -170,7 +179,8 @@ def look(design: Design, record: Record) -> Known:
         RunError: when runs of one seed did not have the same held-out prompts.
     """
     runs = [*tuning_runs(design), *(final_runs(design, record.choices) if record.choices else [])]
-    found = {run.key: outcome_of(run) for run in runs}
+    given_up = record.given_up()
+    found = {run.key: outcome_of(run, given_up=run.phase == "final" and run.key in given_up) for run in runs}
     outcomes = {key: outcome for key, outcome in found.items() if outcome}
     finished = [run for run in runs if run.key in outcomes]
     check_same_heldout(finished)
@@ -184,23 +194,28 @@ def look(design: Design, record: Record) -> Known:
                 answers[question] = accuracy
     return Known(
         outcomes=outcomes,
-        given_up=record.given_up() - outcomes.keys(),
+        given_up=given_up - outcomes.keys(),
         choices=record.choices,
         answers=answers,
         tested=record.tested,
     )
 
 
-def outcome_of(run: Planned) -> Outcome | None:
+def outcome_of(run: Planned, *, given_up: bool = False) -> Outcome | None:
     """What a run's checkpoints scored on validation, from what its evaluations committed; null while it is not finished.
+
+    Of one that was `given_up` counts what was evaluated before: the start at least.
 
     Raises:
         DataError: when no validation prompt has a final answer, so that there is no accuracy.
     """
+    store = store_of(run)
+    made = [store.evaluation(number) for number in range(run.config.iterations + 1)]
     if not is_finished(run):
+        made = list(takewhile(store.is_committed, made)) if given_up else []
+    if not made:
         return None
-    store, iterations = store_of(run), run.config.iterations
-    counts = [store.counts(store.evaluation(number)) for number in range(iterations + 1)]
+    counts = [store.counts(evaluation) for evaluation in made]
     if any(count["accuracy"] is None for count in counts):
         raise DataError(
             f"{store.root}: no validation prompt has a final answer that evaluation.answer_pattern finds; an experiment compares "
@@ -250,9 +265,12 @@ def _play(step: Play, record: Record, play: PlayAll, reporter: Reporter) -> dict
     return this.failed
 
 
-def _may_be_given_up(key: str, ended: Ended) -> bool:
-    """Whether a failure says something of the settings: the run is tried once more, then its settings count as unusable."""
-    return key.startswith("tuning/") and ended.exit_code == LearnerError.exit_code
+def _counts(run: Planned, ended: Ended) -> bool:
+    """Whether a failure says something of the method: the run is tried once more, then its settings count as unusable, or, of a
+    final run, it counts as far as it came."""
+    store = store_of(run)
+    came = run.phase == "tuning" or store.is_committed(store.evaluation(0))
+    return came and ended.exit_code == DivergedError.exit_code
 
 
 def _tell(failed: dict[str, Ended], record: Record, reporter: Reporter) -> None:

@@ -5,6 +5,7 @@ root and seed. `{seed}` in a text of base or method stands for the seed, as in `
 """
 
 import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +32,7 @@ from tpaw_ray.wording import listed, shorten
 
 START = "start"
 """What `baselines` call the model that every method starts from."""
+_POWER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,3}")
 QUICK_ROWS, QUICK_HELDOUT, QUICK_SEEDS, QUICK_VALUES = 256, 64, 2, 2
 Seeds = Annotated[list[Annotated[int, Field(ge=0, le=LARGEST), Number]], Field(min_length=1)]
 Settings = Mapping[str, Any]
@@ -48,6 +50,10 @@ class Tuning(Section):
     @field_validator("grid")
     @classmethod
     def _values_differ(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        # YAML 1.1 takes 1e-4, without a dot, for a text.
+        grid = {
+            axis: [float(one) if isinstance(one, str) and _POWER.fullmatch(one) else one for one in grid[axis]] for axis in grid
+        }
         for axis, values in grid.items():
             if not all(parts := axis.split(".")) or len(parts) > DEPTH:
                 raise ValueError(f"{shorten(axis)}: expected a dotted key of the config, as in learner.learning_rate")

@@ -21,7 +21,8 @@ from tpaw_ray.placement import Node, demands, unmet
 
 Phase = Literal["tuning", "final"]
 GIVEN_UP = 2
-"""Times that the learner may fail in a tuning run (a loss that is not a number) before its settings count as unusable."""
+"""Times that a run may diverge (a loss that is not a number): then a tuning run's settings count as unusable, and of a final run
+counts what it had made before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a finished run's checkpoints scored on validation; the first value is the start's."""
+    """What a run's checkpoints scored on validation; the first value is the start's, and the only one of a final run that was
+    given up before its first iteration ended."""
 
     accuracy: Sequence[float]
     target_logp: Sequence[float]
@@ -49,12 +51,12 @@ class Outcome:
     def best(self) -> int:
         """The checkpoint with the highest accuracy, of equal ones that with the higher target log-probability, then the earlier.
 
-        The start is none of them: an iteration is chosen, not whether to train.
+        The start is none of them, where there are others: an iteration is chosen, not whether to train.
 
         >>> Outcome(accuracy=[0.9, 0.5, 0.7, 0.7], target_logp=[-1.0, -1.0, -3.0, -2.0]).best()
         3
         """
-        return max(range(1, len(self.accuracy)), key=lambda number: (self.accuracy[number], self.target_logp[number]))
+        return max(range(1, len(self.accuracy)) or [0], key=lambda number: (self.accuracy[number], self.target_logp[number]))
 
     @property
     def last(self) -> int:
@@ -97,7 +99,7 @@ class Known:
     """What an experiment knows of itself."""
 
     outcomes: Mapping[str, Outcome]
-    """By key of the run; finished runs only."""
+    """By key of the run: of finished ones, and of final runs that were given up as far as they came."""
     given_up: Collection[str]
     """Keys of tuning runs that the learner gave up."""
     choices: Mapping[str, Settings] | None
@@ -160,25 +162,37 @@ def tuning_runs(design: Design) -> list[Planned]:
         RunError: when two runs would lie in one folder.
     """
     seeds = design.tuning.seeds if design.tuning else []
-    found = [
-        _planned(design, "tuning", method, seed, settings)
-        for method in design.methods
-        for settings in (design.points(method) if design.axes(method) else [])
-        for seed in seeds
-    ]
-    keys = [run.key for run in found]
-    if twice := next((key for key in keys if keys.count(key) > 1), None):
-        raise RunError(f"{design.folder}/{twice}: two tuning runs would lie there; write the values of the grid differently")
-    return found
+    return _apart(
+        design,
+        [
+            _planned(design, "tuning", method, seed, settings)
+            for method in design.methods
+            for settings in (design.points(method) if design.axes(method) else [])
+            for seed in seeds
+        ],
+    )
 
 
 def final_runs(design: Design, choices: Mapping[str, Settings]) -> list[Planned]:
     """Every method with its chosen settings, on every seed.
 
     Raises:
-        ConfigError: as `tuning_runs` does.
+        ConfigError, RunError: as `tuning_runs` does.
     """
-    return [_planned(design, "final", method, seed, choices[method]) for method in design.methods for seed in design.seeds]
+    return _apart(
+        design,
+        [_planned(design, "final", method, seed, choices[method]) for method in design.methods for seed in design.seeds],
+    )
+
+
+def _apart(design: Design, runs: list[Planned]) -> list[Planned]:
+    """The runs, each of which has a folder of its own."""
+    keys = [run.key for run in runs]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise RunError(
+            f"{design.folder}/{twice}: two runs would lie there; give methods shorter names, or write values differently"
+        )
+    return runs
 
 
 def choose(design: Design, known: Known) -> dict[str, Choice]:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from tpaw_ray.errors import LearnerError, RunError
+from tpaw_ray.errors import DivergedError, RunError
 from tpaw_ray.experiment.commands import Ended
 from tpaw_ray.experiment.design import Design, Settings, dump_design
 from tpaw_ray.experiment.phases import GIVEN_UP, Choice, Planned
@@ -32,7 +32,7 @@ _COMPARISON = _ENDS | {"to": str, "on": str, "difference": NUMBER, "cohens_d": N
 _COMPARISON |= {"p": NUMBER | None, "p_holm": NUMBER | None}
 EXPERIMENT = {
     "protocol": [{"event": str, "at": str}],
-    "failures": [{"run": str, "exit_code": int}],
+    "failures": [{"run": str, "exit_code": int, "said": str}],
     "table": [{"method": str, "seeds": list, "best": _SCORES, "last": _SCORES, "comparisons": [_COMPARISON]}],
     "runs": [dict],
 }
@@ -76,11 +76,8 @@ class Record:
         return any(event["event"] == "tested" for event in self.protocol)
 
     def given_up(self) -> set[str]:
-        """Keys of tuning runs in which the learner failed as often as it may."""
-        failed = Counter(
-            one["run"] for one in self.failures if one["exit_code"] == LearnerError.exit_code and one["run"].startswith("tuning/")
-        )
-        return {key for key, times in failed.items() if times >= GIVEN_UP}
+        """Keys of runs that diverged as often as they may."""
+        return set(given_up(self.failures))
 
     def note(self, event: str) -> None:
         """Write an event down with its time, the first time it happens."""
@@ -142,6 +139,13 @@ class Record:
     def _read(self, name: str, shape: object) -> dict[str, Any]:
         path = self.store.path(name)
         return self.store.read_json(path, shape) if self.store.exists(path) else {}
+
+
+def given_up(failures: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What was said last of runs that diverged as often as they may, by key."""
+    found = [one for one in failures if one["exit_code"] == DivergedError.exit_code]
+    times = Counter(one["run"] for one in found)
+    return {one["run"]: one["said"] for one in found if times[one["run"]] >= GIVEN_UP}
 
 
 def check_same_design(design: Design, store: RunStore) -> None:

@@ -79,8 +79,9 @@ def make_table(seeds: Sequence[int], scores: Mapping[str, Mapping[On, Scores]], 
     found: dict[str, list[Comparison]] = {method: [] for method in scores}
     for on in ON:
         compared = [compare(scores[method][on].values, scores[baseline][on].values) for method, baseline in pairs]
-        tested = [one.p for one in compared if one.p is not None]
-        corrected = iter(holm(tested))
+        # Of two baselines each is compared to the other: one test, told from both sides.
+        tested = {frozenset(pair): one.p for pair, one in zip(pairs, compared, strict=True) if one.p is not None}
+        corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
         for (method, baseline), one in zip(pairs, compared, strict=True):
             found[method].append(
                 Comparison(
@@ -91,7 +92,7 @@ def make_table(seeds: Sequence[int], scores: Mapping[str, Mapping[On, Scores]], 
                     high=one.interval.high if one.interval else None,
                     cohens_d=one.cohens_d,
                     p=one.p,
-                    p_holm=next(corrected) if one.p is not None else None,
+                    p_holm=corrected.get(frozenset((method, baseline))),
                 )
             )
     return [

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from tpaw_ray.config import Config
 from tpaw_ray.data.template import end_tokens, load_tokenizer
 from tpaw_ray.errors import DataError
+from tpaw_ray.evaluation.asking import asking_demands
 from tpaw_ray.evaluation.exact_match import judge, verdict
-from tpaw_ray.nodes import cluster_nodes
+from tpaw_ray.nodes import NodeWatch, check_nodes, cluster_nodes
 from tpaw_ray.opponents.messages import EngineSettings, Sampling
 from tpaw_ray.opponents.rollouts import Questions, adapter_of, generate
 from tpaw_ray.opponents.roster import Roster
@@ -60,8 +61,18 @@ def answer_test(asked: Sequence[Asked], reporter: Reporter) -> None:
 
     Raises:
         DataError: when there is no test prompt with a final answer.
+        ResourceError: when the cluster lacks what an engine takes, or loses it for longer than `run.wait_minutes`.
         TpawError: as a run's evaluation does.
     """
+    demands = [asking_demands(one.config) for one in asked]
+    for needed in demands:
+        check_nodes(needed)
+    largest = max(demands, key=lambda needed: needed[0].number * (needed[0].gpus + needed[0].cpus))
+    with NodeWatch(lambda: largest, max(one.config.run.wait_minutes for one in asked), reporter.say):
+        _answer_all(asked, reporter)
+
+
+def _answer_all(asked: Sequence[Asked], reporter: Reporter) -> None:
     guests: list[_Guest] = []
     rosters: dict[str, Roster] = {}
     for path in dict.fromkeys(one.config.model.path for one in asked if one.config.model.trust_remote_code):

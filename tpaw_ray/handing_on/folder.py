@@ -35,7 +35,8 @@ def hand_on(run: str, wanted: str, to: str, *, push: bool) -> tuple[Choice, str]
         return choice, str(_write(store, config, choice, Path(os.path.expanduser(to)).absolute()))
     with tempfile.TemporaryDirectory() as beside:
         folder = Path(beside) / "model"
-        _fill(store, config, choice, folder, called=to)
+        with told(str(folder), "written"):
+            _fill(store, config, choice, folder, called=to)
         return choice, _upload(folder, to, token, f"{config.run.name}, checkpoint {choice.checkpoint}")
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import distributed
 
 from tpaw_ray.config import Config
-from tpaw_ray.errors import RunError
+from tpaw_ray.errors import DamageError, RunError
 from tpaw_ray.learner.engine import PolicyEngine
 from tpaw_ray.runs.metrics import StepMetrics
 from tpaw_ray.runs.store import RunStore
@@ -106,7 +106,7 @@ class StepCheckpoints:
             try:
                 self.store.verify(directory)
                 return name
-            except RunError as damage:
+            except DamageError as damage:
                 self.say(f"{damage}; the update does without it")
         return ""
 

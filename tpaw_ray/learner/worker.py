@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 
 from tpaw_ray.algorithm.objective import TeamLoss, target_loss, team_loss, weighted_loss
 from tpaw_ray.config import Config, at_iteration
-from tpaw_ray.errors import LearnerError, RunError
+from tpaw_ray.errors import DivergedError, LearnerError, RunError
 from tpaw_ray.faults import Place, reached
 from tpaw_ray.learner.batches import TripletLengths, Unit, epoch_steps, micro_batches, num_steps
 from tpaw_ray.learner.engine import PolicyEngine
@@ -127,7 +127,7 @@ def take_step(
     """One optimizer step on some triplets, over all workers.
 
     Raises:
-        LearnerError: when loss or gradient is not a finite number, naming the prompts of the step.
+        DivergedError: when loss or gradient is not a finite number, naming the prompts of the step.
     """
     started = time.perf_counter()
     workers = distributed.get_world_size()
@@ -157,7 +157,7 @@ def take_step(
     )
     if not (math.isfinite(row.loss) and math.isfinite(grad_norm or 0.0)):
         named = ", ".join(sorted({pairs[index].prompt_id for index in triplets})[:4])
-        raise LearnerError(
+        raise DivergedError(
             f"iteration {iteration}, step {step}: loss {row.loss}, gradient norm {grad_norm}; prompts {named}, … "
             "The update was stopped before the checkpoint was written; a lower learner.learning_rate may help"
         )

@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from tpaw_ray.algorithm.team import Rollout
-from tpaw_ray.errors import RunError
+from tpaw_ray.errors import DamageError, RunError
 from tpaw_ray.faults import Place, reached
 from tpaw_ray.plain_json import NUMBER, misfit, parse_plain_json
 from tpaw_ray.runs.address import open_address, told
@@ -91,13 +91,13 @@ class RunStore:
             RunError: when `root` is an address of an unknown kind, or one that holds keys.
         """
         scheme, address, filesystem = open_address(root)
-        return cls(f"{address}/{name}", filesystem, scheme)
+        return cls(f"{address.rstrip('/')}/{name}", filesystem, scheme)
 
     @classmethod
     def around(cls, path: str) -> "RunStore":
         """A store to reach one file or folder with, for whoever knows nothing of the run but its path."""
-        root, _, name = path.rpartition("/")
-        return cls.open(root, name)
+        root, slash, name = path.rpartition("/")
+        return cls.open(root or slash, name)
 
     @classmethod
     def named(cls, path: str) -> "RunStore":
@@ -458,14 +458,15 @@ class RunStore:
         """Compare a committed stage's files with their checksums; a copy is `called` what it was copied from.
 
         Raises:
-            RunError: naming the first file that is missing or differs.
+            DamageError: naming the first file that is missing or differs.
+            RunError: when the store does not answer.
         """
         for name, expected in self._marker(directory)["files"].items():
             path = f"{directory}/{name}"
             found = self._measure(path) if self.exists(path) else None
             if found != (expected["bytes"], expected["sha256"]):
                 place = called or directory
-                raise RunError(f"{place}/{name}: differs from what was committed; remove {place} to have it made again")
+                raise DamageError(f"{place}/{name}: differs from what was committed; remove {place} to have it made again")
 
     def checksums(self, directory: str) -> dict[str, str]:
         """The SHA-256 of every file of a committed stage, from its marker."""

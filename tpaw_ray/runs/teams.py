@@ -20,7 +20,8 @@ class Teams:
 
     def rollouts(self, iteration: int) -> tuple[Rollout, ...]:
         """What the update of an iteration learns from, newest first."""
-        return rollouts_of(self.config.team.data, iteration, self._members(iteration, self.config.window))
+        window = self.config.window
+        return rollouts_of(self.config.team.data, iteration, self._members(iteration, window)[:window])
 
     def _members(self, iteration: int, size: int) -> tuple[int, ...]:
         selection = self.config.team.select

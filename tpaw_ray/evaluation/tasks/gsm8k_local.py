@@ -13,24 +13,30 @@ INVALID = "[invalid]"
 PATTERN = EvaluationConfig().answer_pattern
 
 
-def load(*, test: str, train: str | None = None, **_: Any) -> Any:
-    """The splits, from JSONL files with `question` and `answer`; without `train` there are no examples to show (few-shot)."""
+def load(*, test: str, train: str | None = None, pattern: str = PATTERN, **_: Any) -> Any:
+    """The splits, from JSONL files with `question` and `answer`; without `train` there are no examples to show (few-shot).
+
+    `pattern` is `evaluation.answer_pattern` of the config, and stands in every row, where the functions below find it.
+    """
     import datasets
 
     # Read by hand: the loader for JSON would copy the files into its cache.
-    splits = {"test": _rows(test), "train": _rows(train) if train else []}
+    splits = {"test": _rows(test, pattern), "train": _rows(train, pattern) if train else []}
     return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in splits.items()})
 
 
 def target(row: Mapping[str, str]) -> str:
     """The reference: the final answer of a row's `answer`."""
-    return final_answer(row["answer"], PATTERN) or INVALID
+    return final_answer(row["answer"], row["pattern"]) or INVALID
 
 
 def final_answers(responses: Iterable[Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The final answer in every response, by row."""
-    return [[answer_of(text, PATTERN) or INVALID for text in said] for said in responses]
+    return [[answer_of(text, row["pattern"]) or INVALID for text in said] for said, row in zip(responses, rows, strict=True)]
 
 
-def _rows(path: str) -> list[dict[str, Any]]:
-    return [{"question": row.prompt[-1].content, "answer": row.target} for row in read_conversations(DataConfig(path=path))]
+def _rows(path: str, pattern: str) -> list[dict[str, Any]]:
+    return [
+        {"question": row.prompt[-1].content, "answer": row.target, "pattern": pattern}
+        for row in read_conversations(DataConfig(path=path))
+    ]
