@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Align a language model further from its own SFT data by team-based self-play (TPAW).",
     epilog="Exit codes: 0 done · 1 unforeseen · 2 config or usage · 3 data · 4 model · 5 run folder · 6 resources · "
-    "7 generation · 8 learner · 130 interrupted.",
+    "7 generation · 8 learner · 9 no finite loss · 130 interrupted.",
 )
 app.add_typer(evaluate, name="evaluate")
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's config; see docs/config.md.")]

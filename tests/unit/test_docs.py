@@ -26,7 +26,7 @@ def test_links_to_files_lead_somewhere(page):
 
 def test_every_exit_code_is_in_the_help_and_in_the_page_on_the_command():
     codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.TpawError)}
-    assert codes == set(range(1, 9))
+    assert codes == set(range(1, 10))
     page = (HOUSE / "docs/cli.md").read_text(encoding="utf-8")
     for code in (*codes, 0, 130):
         assert re.search(rf"\b{code} \w", app.info.epilog)
