@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tpaw_ray.experiment.table import COMPARISON_COLUMNS, SCORE_COLUMNS, comparison_cells, markdown, score_cells
-from tpaw_ray.experiment.words import CHOICE_COLUMNS, choice_cells, remarks
+from tpaw_ray.experiment.table import COMPARISON_COLUMNS, SCORE_COLUMNS, comparison_cells, markdown, remarks, score_cells
+from tpaw_ray.experiment.words import CHOICE_COLUMNS, choice_cells
 from tpaw_ray.report.experiment import MethodCurves, gather_experiment
 from tpaw_ray.runs.store import RunStore
 
@@ -28,8 +28,9 @@ START = """# Results
 
 A Llama of 0.86 million parameters on three-digit sums, on a CPU: `make small-study`, that is
 [its experiment](../jobs/small_study.yaml) in the [protocol](experiments.md#the-order) that chooses settings on validation and
-touches the test split once. Every number comes from [small_study.json](../benchmarks/results/small_study.json), which
-`python docs/results.py runs/experiments/small-study` made.
+touches the test split once. No test row was ever fitted; the validation rows are among those that the start model was fitted
+to, as where the data of an SFT model is split afterwards. Every number comes from
+[small_study.json](../benchmarks/results/small_study.json), which `python docs/results.py runs/experiments/small-study` made.
 
 ![Test accuracy of every method, and validation accuracy by iteration](small-study.svg)
 
@@ -100,7 +101,7 @@ def blocks(result: Mapping[str, Any]) -> dict[str, str]:
     happened = ", ".join(f"{event['event']} {event['at']}" for event in result["protocol"])
     seeds = ["method", *(f"seed {seed}" for seed in result["table"][0]["seeds"])]
     return {
-        "scores": "\n\n".join([markdown(SCORE_COLUMNS, score_cells(result["table"])), *remarks(result["failures"])]),
+        "scores": "\n\n".join([markdown(SCORE_COLUMNS, score_cells(result["table"])), *remarks(result["table"])]),
         "comparisons": markdown(COMPARISON_COLUMNS, comparison_cells(result["table"])),
         "choices": markdown(CHOICE_COLUMNS, choice_cells(result["choices"])),
         "grid": markdown(["method", "settings", "last accuracy on validation"], _grid(result["choices"])),

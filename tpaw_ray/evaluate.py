@@ -174,12 +174,14 @@ def answers(
     limit: Limit = None,
     temperature: Temperature = None,
     top_p: TopP = 1.0,
-    max_new_tokens: MaxNewTokens = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens; default 2048 for alpaca-eval, 1024 for mt-bench.")
+    ] = None,
     config: ConfigOption = None,
     verbose: Verbose = False,
 ) -> None:
     """Answers to a file of questions, in the file formats of AlpacaEval and MT-Bench."""
-    from tpaw_ray.evaluation.asking import answer_questions, engines
+    from tpaw_ray.evaluation.asking import answer_questions, engines, room_for_answers
     from tpaw_ray.evaluation.formats import LONGEST, check_format, temperature_of, written
     from tpaw_ray.evaluation.questions import read_questions
     from tpaw_ray.opponents.messages import Sampling
@@ -187,7 +189,7 @@ def answers(
 
     asked = read_questions(questions, limit)
     check_format(form, asked)
-    opened = _open(subject, checkpoint, config, settings, None)
+    opened = _open(subject, checkpoint, config, settings, None, keeps=False)
     if len(opened.checkpoints) > 1:
         raise typer.BadParameter("--checkpoint all: a file holds the answers of one checkpoint; expected a number or `last`")
     number = next(iter(opened.checkpoints))
@@ -197,7 +199,7 @@ def answers(
         Sampling(
             temperature=temperature_of(form, question) if temperature is None else temperature,
             top_p=top_p,
-            max_new_tokens=longest,
+            max_new_tokens=min(longest, room_for_answers(opened, question)),
         )
         for question in asked
     ]

@@ -7,6 +7,7 @@ is skipped. So a run and its continuation are the same call.
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from math import isfinite
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.config import Config, at_iteration
 from tpaw_ray.data.pairs import PairRecipe, pair
 from tpaw_ray.data.prompts import prepare_prompts
+from tpaw_ray.errors import DivergedError
 from tpaw_ray.evaluation.exact_match import judge, verdict
 from tpaw_ray.learner.group import Learner
 from tpaw_ray.learner.mailbox import News
@@ -225,7 +227,9 @@ class SelfPlay:
             lambda: self.answer(checkpoint), lambda: self.score_heldout(checkpoint), stop=self.dismiss
         )
         self.store.write_rows(self.store.shard(f"{output}/answers", 0), answers, Answer)
-        found = verdict(answers)
+        found, target_logp = verdict(answers), sum(logps) / len(logps)
+        if not isfinite(target_logp):  # of a last step whose loss still was
+            raise DivergedError(f"checkpoint {checkpoint}: the log-probability of held-out targets is {target_logp}")
         self.store.commit(
             output,
             sequences=found.answers + len(logps),
@@ -234,7 +238,7 @@ class SelfPlay:
             waited=waited,
             accuracy=found.accuracy,
             judged=found.judged,
-            target_logp=sum(logps) / len(logps),
+            target_logp=target_logp,
         )
         self.reporter.say(self.summary.line(checkpoint))
 

@@ -84,7 +84,7 @@ class NodeWatch:
         self._over.set()
         self._looking.join(timeout=self._look_s)
         if self._missing:
-            raise ResourceError(f"a node is gone: {self._missing}; the same command continues the run when it is back")
+            raise ResourceError(f"a node is gone: {self._missing}; the same command goes on when it is back")
 
     def _look(self) -> None:
         since, told = None, ""

@@ -147,7 +147,8 @@ def test_two_models_before_a_judge_that_a_vllm_server_is(house, tmp_path, monkey
     (guided,) = [found for found in results if found["judge"]["extra"]]
     assert guided["unreadable"] == []
     assert guided["questions"] == guided["wins"] + guided["ties"] + guided["losses"] == 6
-    assert 0 <= guided["win_rate"]["low"] <= guided["win_rate"]["value"] <= guided["win_rate"]["high"] <= 1
+    rate = guided["win_rate"]  # without an interval where a judge of one mind ties everything
+    assert 0 <= (rate["low"] or 0) <= rate["value"] <= (rate["high"] or 1) <= 1
     (unguided,) = [found for found in results if not found["judge"]["extra"]]
     assert len(unguided["unreadable"]) == 12  # sixteen characters of a random model hold no verdict
     assert "12 replies of the judge hold no verdict" in free

@@ -17,7 +17,7 @@ from tpaw_ray.data.template import render, render_prompt
 from tpaw_ray.errors import CheckpointError, ConfigError, DataError, RunError
 from tpaw_ray.evaluate import _config_for
 from tpaw_ray.evaluation import asking, exact
-from tpaw_ray.evaluation.asking import Reply, answer_questions
+from tpaw_ray.evaluation.asking import Reply, answer_questions, room_for_answers
 from tpaw_ray.evaluation.exact import ExactMatch, evaluate_exact, exact_folder
 from tpaw_ray.evaluation.harness import HarnessRun, HarnessTask, as_the_run_asks
 from tpaw_ray.evaluation.head_to_head import Side, versus_folder
@@ -234,6 +234,19 @@ def test_a_model_is_evaluated_anew_when_the_data_changed(run, fake_engines, tmp_
     assert fake_engines.started == [0, 0]
 
 
+def test_answers_to_prompts_that_vanish_are_not_committed(run, fake_engines):
+    whole = fake_engines.generate
+
+    def while_prompts_change(store, questions, *rest, **more):
+        whole(store, replace(questions, limit=2), *rest, **more)
+
+    exact.generate = while_prompts_change  # undone by the fixture
+    subject = open_subject(run.root)
+    with pytest.raises(RunError, match=r"found 2 answers, expected \d+; what was asked changed meanwhile"):
+        evaluate_exact(subject, 0, wanted(), Reporter())
+    assert not run.is_committed(exact_folder(subject, 0, wanted()))
+
+
 def test_samples_are_drawn_one_by_one_and_make_pass_at_k_and_a_majority(run, fake_engines):
     sampling = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=8)
     result = evaluate_exact(open_subject(run.root), 0, wanted(samples=2, sampling=sampling, limit=7), Reporter())
@@ -431,6 +444,13 @@ def test_the_config_of_a_models_evaluation_is_kept_beside_its_results(run, tmp_p
     assert opened.store.is_committed(opened.store.path("prompts"))
 
 
+def test_all_turns_of_a_question_fit(run):
+    subject = open_subject(run.root)  # data.max_length is 80
+    one, two = Question(question_id="1", turns=("a?",)), Question(question_id="2", turns=("a?", "b?"))
+    # <|user|> a ? <|end|> <|assistant|> are 5 tokens; an empty answer and its end, and the second question, 1 + 5 more
+    assert (room_for_answers(subject, one), room_for_answers(subject, two)) == (75, (80 - 11) // 2)
+
+
 def head_to_head(run, tmp_path, *overrides, first="run/checkpoints/001"):
     """The folder of a comparison with a model, as `tpaw evaluate versus` opens both sides."""
     sides = [
@@ -474,6 +494,12 @@ def test_a_template_that_the_harness_would_not_see_is_told(run, tmp_path):
     given = {"config": run.path("config.yaml"), "keeps": False}
     assert as_the_run_asks(wanted, open_subject(str(tmp_path / "model"), **given)) == wanted
     plain = open_subject(str(tmp_path / "model"), overrides=["model.chat_template=plain"], **given)
-    with pytest.raises(ConfigError, match=r"model\.chat_template: .*/model has another one"):
+    with pytest.raises(ConfigError, match=r"model\.chat_template: .*/model has none or another"):
+        as_the_run_asks(wanted, plain)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    (tmp_path / "model/chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match="has none or another"):
         as_the_run_asks(wanted, plain)
     assert as_the_run_asks(replace(wanted, chat=False), plain).chat is False

@@ -241,7 +241,7 @@ def test_a_final_run_that_diverges_twice_counts_as_far_as_it_came(house, capsys,
     assert house.played == [*TUNING, *FINAL, FINAL[3]]
     row = next(row for row in house.json("experiment.json")["table"] if row["method"] == "spin")
     assert (row["last"]["checkpoints"], row["best"]["checkpoints"]) == ([2, checkpoint], [1, checkpoint])
-    told = f"{FINAL[3]} was given up (it broke): the last checkpoint that it had made counts as its last."
+    told = "spin, seed 1: the run diverged; the last checkpoint that it had made counts as its last."
     assert told in capsys.readouterr().out.replace("\n", " ")
     assert told in (house.folder / "experiments/small/table.md").read_text()
     assert house.walk() == 0 and house.played[-1] == FINAL[3]
@@ -250,6 +250,7 @@ def test_a_final_run_that_diverges_twice_counts_as_far_as_it_came(house, capsys,
 def test_a_final_run_that_diverges_before_its_start_was_evaluated_is_no_result(house):
     house.failing = {FINAL[3]: [9, 9]}
     assert [house.walk() for _ in range(3)] == [9, 9, 0]
+    assert "diverged" not in (house.folder / "experiments/small/table.md").read_text()
 
 
 def test_a_run_that_says_it_is_done_and_is_not_counts_as_failed(house):
@@ -383,7 +384,11 @@ def test_answers_of_different_lengths_are_not_compared(house, monkeypatch):
     monkeypatch.setattr("tpaw_ray.forecast.check_folders", lambda *_: None)  # there are no models here
     methods = {"tpaw": {"preset": "tpaw"}, "short": {"preset": "spin", "sampling": {"max_new_tokens": 8}}}
     design = house.design(methods=methods, baselines=[])
-    with pytest.raises(ConfigError, match=r"evaluation\.max_new_tokens: set it; .*\(256 of tpaw, 8 of short\)"):
+    with pytest.raises(ConfigError, match=r"expected one of each .*\(256 new tokens within 1024 of tpaw, 8 .* of short\)"):
         check(design, Record(design, house.store))
     set_ = house.design(methods=methods, baselines=[], base={**BASE, "evaluation": {"max_new_tokens": 8}})
     check(set_, Record(set_, house.store))
+    longer = {"tpaw": {"preset": "tpaw"}, "long": {"preset": "spin", "data": {"max_length": 2048}}}
+    design = house.design(methods=longer, baselines=[])
+    with pytest.raises(ConfigError, match=r"256 new tokens within 2048 of long"):
+        check(design, Record(design, house.store))

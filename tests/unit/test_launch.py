@@ -75,7 +75,7 @@ def test_that_a_models_own_code_runs_is_said_before_the_test_split_is_asked(monk
     configs = [
         resolve_config({**data, "model": {"path": path, "trust_remote_code": path != "m"}}) for path in ("m", "a", "b", "a")
     ]
-    monkeypatch.setattr(testing, "check_nodes", lambda _: None)
+    monkeypatch.setattr(testing, "wait_for_nodes", lambda *_: None)
     monkeypatch.setattr(testing, "_guest", lambda *_: failing(RunError("enough"))())
     with pytest.raises(RunError, match="enough"):
         answer_test([Asked(config=config, store=None, checkpoint=0) for config in configs], Reporter())

@@ -24,10 +24,9 @@ def result():
     point = {"settings": {"learner.learning_rate": 1e-4}, "accuracy": 0.625}
     worse = {"settings": {"learner.learning_rate": 3e-4}, "accuracy": None}
     return {
-        "table": as_json(make_table([0, 1, 2], scores, [START, "spin"])),
+        "table": as_json(make_table([0, 1, 2], scores, [START, "spin"], {"spin": [1]})),
         "choices": {name: {"settings": point["settings"], "points": [point, worse], "at_edge": []} for name in METHODS},
         "protocol": [{"event": "tuned", "at": "2026-01-31T12:00:00+00:00"}],
-        "failures": [{"run": "final/spin_seed-1", "exit_code": 9, "said": "loss nan"}] * 2,
         "curves": [
             {"method": name, "bands": {"accuracy": band} | ({} if name == "more-sft" else dict.fromkeys(PAGE["PANELS"], band))}
             for name in METHODS
@@ -40,7 +39,7 @@ def test_tables_stand_in_their_places_and_what_is_written_between_them_stays(res
     assert "| tpaw | 3 | 0.6033 ± 0.0950 |" in once  # (0.51 + 0.6 + 0.7) / 3
     assert "| more-sft | 0.560 | 0.600 | 0.700 |" in once
     assert "| spin | learning_rate 0.0003 | given up |" in once
-    assert "\nfinal/spin_seed-1 was given up (loss nan):" in once
+    assert "\nspin, seed 1: the run diverged;" in once
     assert "tuned 2026-01-31T12:00:00+00:00." in once
     written = once.replace("The order:", "The order, by hand:")
     assert PAGE["render"](written, result) == written

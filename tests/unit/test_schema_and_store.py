@@ -396,7 +396,7 @@ def test_a_flipped_bit_of_a_footer_is_told_or_changes_nothing(on_disk):
 
 def test_a_folder_at_the_root_is_not_one_of_here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for path in ("/demo", "/demo/"):
+    for path in ("/demo", "/demo/", "file:///demo"):
         assert RunStore.named(path).root == RunStore.open("/", "demo").root == "/demo"
     assert RunStore.around("demo").root == f"{os.path.realpath(tmp_path)}/demo"
 

@@ -12,7 +12,7 @@ from tpaw_ray.data.template import render_prompt
 from tpaw_ray.errors import GenerationError
 from tpaw_ray.evaluation.questions import Question
 from tpaw_ray.evaluation.subject import Subject
-from tpaw_ray.nodes import NodeWatch, check_nodes
+from tpaw_ray.nodes import NodeWatch, wait_for_nodes
 from tpaw_ray.opponents.messages import SET_ASIDE, EngineSettings, Request, Response, Sampling
 from tpaw_ray.opponents.opponent import Opponent
 from tpaw_ray.opponents.roster import Roster, ask
@@ -38,13 +38,13 @@ def engines(subject: Subject, number: int, asked: int, say: Callable[[str], obje
     """A checkpoint's opponents, ready; ended when the block ends. `asked` answers are to come, of which few may be set aside.
 
     Raises:
-        ResourceError: when the cluster lacks what they take, or loses it for longer than `run.wait_minutes`.
+        ResourceError: when the cluster lacks what they take for longer than `run.wait_minutes`.
         CheckpointError: when the checkpoint's folder is missing or incomplete.
         GenerationError: when an engine cannot start.
     """
     config = subject.config
     needed = asking_demands(config)
-    check_nodes(needed)
+    wait_for_nodes(needed, config.run.wait_minutes, say)
     settings = EngineSettings.from_config(config, subject.ends)
     roster = Roster(settings, engines_of(config))
     folder = subject.base(number)
@@ -92,6 +92,19 @@ def answer_questions(
                     said[index].append(_reply(subject, response))
                 advance(len(chosen))
     return said
+
+
+def room_for_answers(subject: Subject, question: Question) -> int:
+    """New tokens that each answer to a question may have, so that all its turns fit in `data.max_length`; 1 at least.
+
+    Raises:
+        DataError: when the chat template refuses the question.
+    """
+    asked = [*question.context]
+    for turn in question.turns:
+        asked += [Message(role="user", content=turn), Message(role="assistant", content="")]
+    given = len(render_prompt(subject.tokenizer, asked[:-1], f"question {question.question_id}"))
+    return max(1, (subject.config.data.max_length - given) // len(question.turns))
 
 
 def _request(subject: Subject, number: int, question: Question, said: Sequence[Reply]) -> Request:

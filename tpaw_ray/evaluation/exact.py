@@ -10,8 +10,10 @@ The digest in the folder's name is one of all that the figures hang on: other se
 
 import hashlib
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tpaw_ray.config import dump_config
@@ -59,7 +61,7 @@ class ExactMatch:
 
 
 def prepare(subject: Subject) -> None:
-    """The prompts of a model's evaluation, made anew, since data or tokenizer may have changed; a run has its own.
+    """The prompts of a model's evaluation, made anew where data or model changed; a run has its own.
 
     Raises:
         RunError: when the run has not made its prompts yet.
@@ -68,10 +70,24 @@ def prepare(subject: Subject) -> None:
     store = subject.store
     if not subject.is_run:
         store.write_bytes(store.path("config.yaml"), dump_config(subject.config).encode())
-        store.remove(store.path("prompts"))
+        sources, kept = _sources(subject), store.path("sources.json")
+        if not store.exists(kept) or store.read_json(kept) != sources:
+            store.remove(store.path("prompts"))
         prepare_prompts(subject.config, store, subject.tokenizer)
+        store.write_json(kept, sources)
     elif not store.is_committed(store.path("prompts")):
         raise RunError(f"{store.root}: the run has not made its prompts yet; run `tpaw run` first")
+
+
+def _sources(subject: Subject) -> dict[str, list[Any]]:
+    """Size and time of every local file that prompts are made from, by path; what comes from a hub is not looked at."""
+    data = subject.config.data
+    found: dict[str, list[Any]] = {}
+    for path in filter(None, (data.path, data.heldout_path, subject.config.model.path)):
+        place = Path(os.path.expanduser(path))
+        files = sorted(place.rglob("*")) if place.is_dir() else [place]
+        found |= {str(file): [file.stat().st_size, file.stat().st_mtime] for file in files if file.is_file()}
+    return found
 
 
 def exact_folder(subject: Subject, number: int, wanted: ExactMatch) -> str:
@@ -89,7 +105,7 @@ def evaluate_exact(subject: Subject, number: int, wanted: ExactMatch, reporter: 
 
     Raises:
         DataError: when the split holds no rows.
-        RunError: when the run's own evaluation of the checkpoint is still to come.
+        RunError: when the run's own evaluation of the checkpoint is still to come; when answers are missing.
         TpawError: what engines raise.
     """
     store, output = subject.store, exact_folder(subject, number, wanted)
@@ -116,6 +132,8 @@ def evaluate_exact(subject: Subject, number: int, wanted: ExactMatch, reporter: 
             )
             generate(store, questions, handles, advance, at_once=shards_asked(subject.config))
     said = [row for path in store.files(f"{output}/generations") for row in store.read_rows(path, Generation)]
+    if len(said) != total:
+        raise RunError(f"{output}: found {len(said)} answers, expected {total}; what was asked changed meanwhile. Ask again")
     answers = judge(prompts, said, subject.tokenizer, subject.config.evaluation.answer_pattern)
     store.write_rows(store.shard(f"{output}/answers", 0), answers, Answer)
     result = _result(subject, number, wanted, answers, time.perf_counter() - began)

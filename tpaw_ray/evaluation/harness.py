@@ -99,19 +99,26 @@ class HarnessRun:
     answer_pattern: str | None = None
 
 
+def _own_template(subject: Subject) -> Any:
+    try:
+        return load_tokenizer(
+            ModelConfig(path=subject.model.path, trust_remote_code=subject.model.trust_remote_code)
+        ).chat_template
+    except ConfigError:  # there is none
+        return None
+
+
 def as_the_run_asks(wanted: HarnessRun, subject: Subject) -> HarnessRun:
     """Our own task with length and pattern of the subject's config, so that it agrees with its exact match; others are fixed.
 
     Raises:
         ConfigError: when prompts go through a chat template and the model's folder has none: the harness reads it from there.
     """
-    if wanted.chat and not subject.is_run:
-        plain = load_tokenizer(ModelConfig(path=subject.model.path, trust_remote_code=subject.model.trust_remote_code))
-        if plain.chat_template != subject.tokenizer.chat_template:
-            raise ConfigError(
-                f"model.chat_template: {subject.model.path} has another one, and lm-evaluation-harness reads it from there; save "
-                "the model with its template, or use --no-chat"
-            )
+    if wanted.chat and not subject.is_run and _own_template(subject) != subject.tokenizer.chat_template:
+        raise ConfigError(
+            f"model.chat_template: {subject.model.path} has none or another, and lm-evaluation-harness reads it from "
+            "there; save the model with its template, or use --no-chat"
+        )
     if not any(task.name == LOCAL_GSM8K for task in wanted.tasks):
         return wanted
     config = subject.config

@@ -15,7 +15,7 @@ from tpaw_ray.schema import Answer
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A mean over prompts with its 95 % interval; `low` and `high` are null where the prompts are too few for one."""
+    """A mean over prompts with its 95 % interval; `low` and `high` are null where one prompt, or equal values, tell of none."""
 
     value: float
     low: float | None

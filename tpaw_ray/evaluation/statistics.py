@@ -85,7 +85,7 @@ def compare(values: Sequence[float], others: Sequence[float], level: float = 0.9
 def _deviation(values: Sequence[float], measured: Sequence[float]) -> float:
     """Standard deviation with n − 1; 0 for one value, and where values made of what was `measured` differ by rounding alone."""
     found = stdev(values) if len(values) > 1 else 0.0
-    return found if found > ROUNDING * max(map(abs, measured)) else 0.0
+    return found if found > ROUNDING * max(map(abs, measured), default=0.0) else 0.0
 
 
 def _student(values: Sequence[float], deviation: float, level: float) -> Interval | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
+from tpaw_ray.config import Config
 from tpaw_ray.errors import ConfigError, DataError, DivergedError, RunError
 from tpaw_ray.experiment.commands import Commands, Ended
 from tpaw_ray.experiment.design import START, Design
@@ -96,12 +97,18 @@ def check(design: Design, record: Record) -> None:
         if sources not in looked_at:
             looked_at.add(sources)
             check_folders(config, store_of(run))
-    lengths = {run.config.evaluation.max_new_tokens or run.config.sampling.max_new_tokens: run.method for run in runs}
+    lengths = {_answer_length(run.config): run.method for run in runs}
     if len(lengths) > 1:
-        told = ", ".join(f"{length} of {method}" for length, method in lengths.items())
+        told = ", ".join(f"{new} new tokens within {all_} of {method}" for (new, all_), method in lengths.items())
         raise ConfigError(
-            f"base: evaluation.max_new_tokens: set it; answers are compared, and would be of different lengths ({told})"
+            "base: evaluation.max_new_tokens, data.max_length: found different ones, expected one of each for all, since answers "
+            f"are compared ({told})"
         )
+
+
+def _answer_length(config: Config) -> tuple[int, int]:
+    """The most new tokens of an answer, and of prompt and answer together."""
+    return config.evaluation.max_new_tokens or config.sampling.max_new_tokens, config.data.max_length
 
 
 def show_work(design: Design, reporter: Reporter) -> None:
@@ -289,7 +296,7 @@ def _table(design: Design, record: Record, known: Known) -> list[dict[str, objec
     finals = final_runs(design, record.choices or {})
     starts = [known.answers[Question(run=start_of(finals, seed), checkpoint=0)] for seed in design.seeds]
     start = Scores.of(starts, [0] * len(starts))
-    scores = {START: dict.fromkeys(ON, start)}
+    scores, given_up = {START: dict.fromkeys(ON, start)}, {}
     for method in design.methods:
         own = [run for run in finals if run.method == method]
         scores[method] = {}
@@ -298,4 +305,5 @@ def _table(design: Design, record: Record, known: Known) -> list[dict[str, objec
             numbers = [outcome.best() if on == "best" else outcome.last for outcome in outcomes]
             asked = [Question(run=run.key, checkpoint=number) for run, number in zip(own, numbers, strict=True)]
             scores[method][on] = Scores.of([known.answers[question] for question in asked], numbers)
-    return as_json(make_table(design.seeds, scores, design.baselines))
+        given_up[method] = [run.seed for run in own if known.outcomes[run.key].last < run.config.iterations]
+    return as_json(make_table(design.seeds, scores, design.baselines, given_up))

@@ -32,7 +32,7 @@ from tpaw_ray.wording import listed, shorten
 
 START = "start"
 """What `baselines` call the model that every method starts from."""
-_POWER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,3}")
+_POWER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,2}")
 QUICK_ROWS, QUICK_HELDOUT, QUICK_SEEDS, QUICK_VALUES = 256, 64, 2, 2
 Seeds = Annotated[list[Annotated[int, Field(ge=0, le=LARGEST), Number]], Field(min_length=1)]
 Settings = Mapping[str, Any]

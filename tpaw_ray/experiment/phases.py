@@ -101,7 +101,7 @@ class Known:
     outcomes: Mapping[str, Outcome]
     """By key of the run: of finished ones, and of final runs that were given up as far as they came."""
     given_up: Collection[str]
-    """Keys of tuning runs that the learner gave up."""
+    """Keys of tuning runs that diverged too often."""
     choices: Mapping[str, Settings] | None
     """Chosen settings by method; null before the choice."""
     answers: Mapping[Question, float]

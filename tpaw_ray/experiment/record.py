@@ -15,6 +15,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from tpaw_ray.errors import DivergedError, RunError
 from tpaw_ray.experiment.commands import Ended
 from tpaw_ray.experiment.design import Design, Settings, dump_design
@@ -22,7 +24,7 @@ from tpaw_ray.experiment.phases import GIVEN_UP, Choice, Planned
 from tpaw_ray.plain_json import NUMBER, misfit
 from tpaw_ray.plain_yaml import parse_plain_yaml
 from tpaw_ray.runs.store import RunStore
-from tpaw_ray.wording import listed
+from tpaw_ray.wording import listed, one_line
 
 MAY_CHANGE = ("parallel",)
 """What an experiment whose settings are chosen may be given anew."""
@@ -32,7 +34,7 @@ _COMPARISON = _ENDS | {"to": str, "on": str, "difference": NUMBER, "cohens_d": N
 _COMPARISON |= {"p": NUMBER | None, "p_holm": NUMBER | None}
 EXPERIMENT = {
     "protocol": [{"event": str, "at": str}],
-    "failures": [{"run": str, "exit_code": int, "said": str}],
+    "failures": [{"run": str, "exit_code": int}],
     "table": [{"method": str, "seeds": list, "best": _SCORES, "last": _SCORES, "comparisons": [_COMPARISON]}],
     "runs": [dict],
 }
@@ -77,7 +79,8 @@ class Record:
 
     def given_up(self) -> set[str]:
         """Keys of runs that diverged as often as they may."""
-        return set(given_up(self.failures))
+        times = Counter(one["run"] for one in self.failures if one["exit_code"] == DivergedError.exit_code)
+        return {key for key, number in times.items() if number >= GIVEN_UP}
 
     def note(self, event: str) -> None:
         """Write an event down with its time, the first time it happens."""
@@ -141,13 +144,6 @@ class Record:
         return self.store.read_json(path, shape) if self.store.exists(path) else {}
 
 
-def given_up(failures: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What was said last of runs that diverged as often as they may, by key."""
-    found = [one for one in failures if one["exit_code"] == DivergedError.exit_code]
-    times = Counter(one["run"] for one in found)
-    return {one["run"]: one["said"] for one in found if times[one["run"]] >= GIVEN_UP}
-
-
 def check_same_design(design: Design, store: RunStore) -> None:
     """Refuse a design that differs from the one for which settings were chosen.
 
@@ -161,8 +157,12 @@ def check_same_design(design: Design, store: RunStore) -> None:
         raise RunError(f"{path}: not valid YAML ({error}); the experiment is damaged there") from error
     if wrong := misfit(before, dict):
         raise RunError(f"{path}: the experiment is damaged there ({wrong})")
-    now_is = parse_plain_yaml(dump_design(design))
-    differing = [part for part in Design.model_fields if part not in MAY_CHANGE and before.get(part) != now_is.get(part)]
+    try:
+        chosen_for = Design.model_validate(before)
+    except ValidationError as error:
+        raise RunError(f"{path}: the experiment is damaged there ({one_line(error)})") from error
+    fixed = [part for part in Design.model_fields if part not in MAY_CHANGE]
+    differing = [part for part in fixed if getattr(chosen_for, part) != getattr(design, part)]
     if differing:
         raise RunError(
             f"{store.root}: settings were chosen for another design, and {listed(differing)} changed since; choose another name "

@@ -6,6 +6,7 @@ Values stand in the order of the seeds, so that the i-th of two methods comes fr
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
+from types import MappingProxyType
 from typing import Any, Literal
 
 from tpaw_ray.evaluation.statistics import compare, holm, mean_interval
@@ -71,9 +72,16 @@ class MethodRow:
     best: Scores
     last: Scores
     comparisons: Sequence[Comparison]
+    given_up: Sequence[int] = ()
+    """Seeds whose run diverged, and counts as far as it came."""
 
 
-def make_table(seeds: Sequence[int], scores: Mapping[str, Mapping[On, Scores]], baselines: Sequence[str]) -> list[MethodRow]:
+def make_table(
+    seeds: Sequence[int],
+    scores: Mapping[str, Mapping[On, Scores]],
+    baselines: Sequence[str],
+    given_up: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> list[MethodRow]:
     """A row a method, in the order given; each is compared to every baseline but itself, the start to none."""
     pairs = [(method, baseline) for method in scores for baseline in baselines if baseline != method and method != START]
     found: dict[str, list[Comparison]] = {method: [] for method in scores}
@@ -96,7 +104,14 @@ def make_table(seeds: Sequence[int], scores: Mapping[str, Mapping[On, Scores]], 
                 )
             )
     return [
-        MethodRow(method=method, seeds=list(seeds), best=by["best"], last=by["last"], comparisons=found[method])
+        MethodRow(
+            method=method,
+            seeds=list(seeds),
+            best=by["best"],
+            last=by["last"],
+            comparisons=found[method],
+            given_up=list(given_up.get(method, ())),
+        )
         for method, by in scores.items()
     ]
 
@@ -115,6 +130,15 @@ def score_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [
         [row["method"], str(len(row["seeds"])), *(cell for on in ON for cell in (_spread(row[on]), _between(row[on])))]
         for row in rows
+    ]
+
+
+def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for every run of a table that was given up."""
+    return [
+        f"{row['method']}, seed {seed}: the run diverged; the last checkpoint that it had made counts as its last."
+        for row in rows
+        for seed in row.get("given_up", ())
     ]
 
 

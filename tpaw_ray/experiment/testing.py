@@ -14,7 +14,7 @@ from tpaw_ray.data.template import end_tokens, load_tokenizer
 from tpaw_ray.errors import DataError
 from tpaw_ray.evaluation.asking import asking_demands
 from tpaw_ray.evaluation.exact_match import judge, verdict
-from tpaw_ray.nodes import NodeWatch, check_nodes, cluster_nodes
+from tpaw_ray.nodes import NodeWatch, cluster_nodes, wait_for_nodes
 from tpaw_ray.opponents.messages import EngineSettings, Sampling
 from tpaw_ray.opponents.rollouts import Questions, adapter_of, generate
 from tpaw_ray.opponents.roster import Roster
@@ -61,14 +61,15 @@ def answer_test(asked: Sequence[Asked], reporter: Reporter) -> None:
 
     Raises:
         DataError: when there is no test prompt with a final answer.
-        ResourceError: when the cluster lacks what an engine takes, or loses it for longer than `run.wait_minutes`.
+        ResourceError: when the cluster lacks what an engine takes for longer than `run.wait_minutes`.
         TpawError: as a run's evaluation does.
     """
     demands = [asking_demands(one.config) for one in asked]
+    minutes = max(one.config.run.wait_minutes for one in asked)
     for needed in demands:
-        check_nodes(needed)
+        wait_for_nodes(needed, minutes, reporter.say)
     largest = max(demands, key=lambda needed: needed[0].number * (needed[0].gpus + needed[0].cpus))
-    with NodeWatch(lambda: largest, max(one.config.run.wait_minutes for one in asked), reporter.say):
+    with NodeWatch(lambda: largest, minutes, reporter.say):
         _answer_all(asked, reporter)
 
 

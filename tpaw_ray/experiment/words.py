@@ -5,8 +5,8 @@ from typing import Any
 
 from tpaw_ray.experiment.design import Design
 from tpaw_ray.experiment.phases import Planned
-from tpaw_ray.experiment.record import Record, given_up
-from tpaw_ray.experiment.table import COMPARISON_COLUMNS, SCORE_COLUMNS, comparison_cells, markdown, score_cells
+from tpaw_ray.experiment.record import Record
+from tpaw_ray.experiment.table import COMPARISON_COLUMNS, SCORE_COLUMNS, comparison_cells, markdown, remarks, score_cells
 from tpaw_ray.runs.progress import Reporter
 
 CHOICE_COLUMNS = ("method", "settings", "validation accuracy", "of", "at the grid's edge")
@@ -22,7 +22,7 @@ def show(record: Record, reporter: Reporter) -> None:
     """The outcome on a terminal."""
     reporter.table("chosen on validation", list(CHOICE_COLUMNS), choice_cells(record.points))
     reporter.table(f"{record.design.name}: accuracy on test", list(SCORE_COLUMNS), score_cells(record.table))
-    for remark in remarks(record.failures):
+    for remark in remarks(record.table):
         reporter.say(remark)
     cells = comparison_cells(record.table)
     if cells:
@@ -34,7 +34,7 @@ def write_table(record: Record) -> None:
     parts = [
         f"# {record.design.name}",
         markdown(SCORE_COLUMNS, score_cells(record.table)),
-        *remarks(record.failures),
+        *remarks(record.table),
         NOTES,
         markdown(COMPARISON_COLUMNS, comparison_cells(record.table)),
         "Settings, chosen on validation before the first final run:",
@@ -42,15 +42,6 @@ def write_table(record: Record) -> None:
         "Order: " + ", ".join(f"{event['event']} {event['at']}" for event in record.protocol) + ".",
     ]
     record.store.write_bytes(record.store.path("table.md"), ("\n\n".join(parts) + "\n").encode())
-
-
-def remarks(failures: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for every final run that was given up, of `failures` as `experiment.json` holds them."""
-    return [
-        f"{key} was given up ({said}): the last checkpoint that it had made counts as its last."
-        for key, said in given_up(failures).items()
-        if key.startswith("final/")
-    ]
 
 
 def show_plan(design: Design, runs: Sequence[Planned], finished: Mapping[str, bool], reporter: Reporter) -> None:

@@ -96,7 +96,7 @@ class RunStore:
     @classmethod
     def around(cls, path: str) -> "RunStore":
         """A store to reach one file or folder with, for whoever knows nothing of the run but its path."""
-        root, slash, name = path.rpartition("/")
+        root, slash, name = path.removeprefix("file://").rpartition("/")
         return cls.open(root or slash, name)
 
     @classmethod
