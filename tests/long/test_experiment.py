@@ -9,50 +9,10 @@ from statistics import fmean
 import pytest
 import yaml
 
+from tests.e2e.test_experiment import RATES, SEEDS, TUNED, write_experiment
 from tests.e2e.test_run import fingerprints, interrupt_when, press_ctrl_c, tpaw
-from tests.tiny import merging_tokenizer, write_tiny_model
 from tpaw_ray.runs.store import RunStore
 from tpaw_ray.schema import Answer, Prompt
-
-SEEDS, TUNED = (0, 1), 7
-RATES = (1e-4, 1e-2)
-
-
-def write_experiment(folder):
-    """A start model a seed, their data, and the experiment's file."""
-    for seed in (*SEEDS, TUNED):
-        write_tiny_model(folder / f"model-{seed}", seed=seed, tokenizer=merging_tokenizer())
-    rows = [{"question": f"{1000 + 37 * i}+{i}=", "answer": f"{1000 + 37 * i} + {i}\n#### {1000 + 38 * i}"} for i in range(96)]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[32:]))
-    (folder / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:32]))
-    base = {
-        "model": {"path": str(folder / "model-{seed}")},
-        "data": {
-            "path": str(folder / "train.jsonl"),
-            "heldout_path": str(folder / "heldout.jsonl"),
-            "validation_fraction": 0.3,
-            "prompt_length": 32,
-            "max_length": 64,
-            "shard_size": 16,
-        },
-        "iterations": 1,
-        "sampling": {"max_new_tokens": 16},
-        "evaluation": {"answer_pattern": "([0-9])"},  # the last digit, which a model that knows nothing hits now and then
-        "learner": {"precision": "fp32", "gradient_checkpointing": False, "global_batch": 16, "epochs": 1},
-    }
-    experiment = {
-        "name": "both",
-        "root": str(folder / "experiments"),
-        "base": base,
-        "seeds": list(SEEDS),
-        "tuning": {"seeds": [TUNED], "grid": {"learner.learning_rate": list(RATES)}},
-        "methods": {"tpaw": {"preset": "tpaw"}, "spin": {"preset": "spin"}},
-        "baselines": ["start", "spin"],
-        "parallel": 2,
-    }
-    path = folder / "both.yaml"
-    path.write_text(yaml.safe_dump(experiment, sort_keys=False))
-    return path
 
 
 @pytest.fixture(scope="module")
