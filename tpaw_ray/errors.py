@@ -60,6 +60,6 @@ class LearnerError(TpawError):
 
 
 class DivergedError(LearnerError):
-    """The loss or the gradient of an update is not a finite number."""
+    """The loss or the gradient of an update, or what its checkpoint makes of held-out targets, is not a finite number."""
 
     exit_code = 9

@@ -1,6 +1,7 @@
 """What the loop decides without any actor."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tests.made_run import MadeRun
 from tests.unit.test_schema_and_store import STEP
 from tpaw_ray.algorithm.team import Rollout
 from tpaw_ray.config import resolve_config
-from tpaw_ray.errors import RunError
+from tpaw_ray.errors import DivergedError, RunError
 from tpaw_ray.learner.mailbox import News
 from tpaw_ray.loop import SelfPlay
 from tpaw_ray.runs.metrics import MetricsLog
@@ -314,3 +315,13 @@ def test_trackers_get_the_steps_of_an_update_and_the_evaluation_of_its_checkpoin
     play.store.commit(play.store.evaluation(0), **counts, accuracy=None, target_logp=None)
     play.commit(0)
     assert sent[6:] == [(0, 0), (3, 1)]
+
+
+@pytest.mark.parametrize("logp", [math.nan, -math.inf])
+def test_a_checkpoint_whose_log_probabilities_are_not_finite_ends_the_run_as_diverged(play, monkeypatch, logp):
+    monkeypatch.setattr(play, "num_heldout", lambda: 2)
+    monkeypatch.setattr(play, "answer", lambda _: ([], 0, 0.0))
+    monkeypatch.setattr(play, "score_heldout", lambda _: ([-1.0, logp], 0))
+    with pytest.raises(DivergedError, match=rf"checkpoint 1: the log-probability of held-out targets is {logp}"):
+        play.evaluate(1)
+    assert not play.store.is_committed(play.store.evaluation(1))
