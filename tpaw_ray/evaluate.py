@@ -58,6 +58,7 @@ def exact(
 ) -> None:
     """Exact match on held-out rows: greedy, or several samples a prompt for pass@k and majority vote, with intervals."""
     from tpaw_ray.evaluation.exact import ExactMatch, evaluate_exact, exact_folder, prepare, prompts_of
+    from tpaw_ray.evaluation.words import show_exact
     from tpaw_ray.opponents.messages import Sampling
     from tpaw_ray.runs.progress import Reporter
 
@@ -83,7 +84,7 @@ def exact(
             if not opened.store.is_committed(exact_folder(opened, number, wanted)):
                 connect()
             results.append(evaluate_exact(opened, number, wanted, reporter))
-    _show_exact(results, reporter)
+    show_exact(results, reporter)
     reporter.say(f"results lie in {opened.store.path('evaluations')}/NNN/exact-{wanted.title}-…/result.json")
 
 
@@ -105,6 +106,7 @@ def tasks(
 ) -> None:
     """Tasks of lm-evaluation-harness through vLLM: a named suite, or any of its tasks."""
     from tpaw_ray.evaluation.harness import as_the_run_asks
+    from tpaw_ray.evaluation.words import show_tasks
     from tpaw_ray.runs.progress import Reporter
 
     wanted = _harness_run(suite, task or [], num_fewshot, data, limit, chat, max_length)
@@ -112,7 +114,7 @@ def tasks(
     wanted = as_the_run_asks(wanted, opened)
     with Reporter() as reporter, _ray(verbose) as connect:
         results = [_run_tasks(opened, number, wanted, reporter, connect) for number in opened.checkpoints]
-    _show_tasks(results, wanted, reporter)
+    show_tasks(results, wanted, reporter)
 
 
 @app.command()
@@ -143,6 +145,7 @@ def versus(
     """Head to head: both answer the same questions, a judge decides in both orders. Its key is OPENAI_API_KEY's."""
     from tpaw_ray.evaluation.head_to_head import Side, compare_models
     from tpaw_ray.evaluation.questions import heldout_questions, read_questions
+    from tpaw_ray.evaluation.words import show_versus
     from tpaw_ray.opponents.messages import Sampling
     from tpaw_ray.runs.progress import Reporter
 
@@ -159,7 +162,7 @@ def versus(
     sampling = Sampling(temperature=temperature or 0.0, top_p=top_p, max_new_tokens=_longest(first, max_new_tokens))
     with Reporter() as reporter, _ray(verbose) as connect:
         result, path = compare_models(sides, asked, sampling, judge, reporter, connect, at_once=judge_at_once)
-    _show_versus(result, path, reporter)
+    show_versus(result, path, reporter)
 
 
 @app.command()
@@ -184,6 +187,7 @@ def answers(
     from tpaw_ray.evaluation.asking import answer_questions, engines, room_for_answers
     from tpaw_ray.evaluation.formats import LONGEST, check_format, temperature_of, written
     from tpaw_ray.evaluation.questions import read_questions
+    from tpaw_ray.evaluation.words import warn_of_cut_off
     from tpaw_ray.opponents.messages import Sampling
     from tpaw_ray.runs.progress import Reporter
 
@@ -214,7 +218,7 @@ def answers(
     texts = [[reply.text for reply in turns] for turns in said]
     store.write_bytes(store.root, written(form, asked, texts, name or opened.called(number), time.time()))
     reporter.say(f"{len(asked)} answers of {opened.called(number)} are in {store.root}")
-    _warn_of_cut_off(opened.called(number), sum(reply.cut_off for replies in said for reply in replies), reporter)
+    warn_of_cut_off(opened.called(number), sum(reply.cut_off for replies in said for reply in replies), reporter)
 
 
 # What the commands share.
@@ -340,71 +344,3 @@ def _run_tasks(subject: "Subject", number: int, wanted: "HarnessRun", reporter: 
     found: dict[str, Any] = store.read_json(f"{output}/result.json", {"name": str, "metrics": {str: dict}, "average": object})
     reporter.say(f"{subject.called(number)}: {output}/result.json")
     return found
-
-
-# What is printed.
-
-
-def _show_exact(results: list[dict[str, Any]], reporter: "Reporter") -> None:
-    from tpaw_ray.evaluation.sampled import Figure, shown
-
-    def cell(found: dict[str, Any] | None) -> str:
-        return shown(Figure(**found) if found else None)
-
-    several = results[0]["settings"]["samples"] > 1
-    ks = list(results[0]["pass_at"])[1:] if several else []
-    columns = ["checkpoint", "judged", "accuracy", *(f"pass@{k}" for k in ks), *(["majority"] if several else [])]
-    rows = [
-        [
-            result["name"],
-            str(result["judged"]),
-            cell(result["accuracy"]),
-            *(cell(result["pass_at"].get(k)) for k in ks),
-            *([cell(result["majority"])] if several else []),
-        ]
-        for result in results
-    ]
-    reporter.table(f"exact match, {results[0]['split']}", columns, rows)
-    for result in results:
-        if result["set_aside"]:
-            reporter.say(f"warning: {result['name']}: {result['set_aside']} prompts end every engine, and are not judged")
-
-
-def _show_tasks(results: list[dict[str, Any]], wanted: "HarnessRun", reporter: "Reporter") -> None:
-    rows = []
-    for result in results:
-        for task, metrics in result["metrics"].items():
-            for metric, value in metrics.items():
-                name, _, filtered = metric.partition(",")
-                if isinstance(value, int | float) and not name.endswith("_stderr"):
-                    error = metrics.get(f"{name}_stderr,{filtered}")
-                    sure = f" ± {1.96 * error:.3f}" if isinstance(error, float) else ""
-                    rows.append([result["name"], task, metric, f"{value:.3f}{sure}"])
-        if result["average"] is not None:
-            rows.append([result["name"], "average of headlines", "", f"{result['average']:.3f}"])
-    reporter.table(f"{wanted.title} (± 1.96 standard errors)", ["checkpoint", "task", "metric", "value"], rows)
-
-
-def _warn_of_cut_off(name: str, number: int, reporter: "Reporter") -> None:
-    if number:
-        reporter.say(
-            f"warning: {number} answers of {name} were cut off; --max-new-tokens and data.max_length say how long they may get"
-        )
-
-
-def _show_versus(result: dict[str, Any], path: str, reporter: "Reporter") -> None:
-    from tpaw_ray.evaluation.sampled import Figure, shown
-    from tpaw_ray.wording import listed
-
-    rates = [shown(Figure(**found)) if (found := result[key]) else "–" for key in ("win_rate", "length_controlled")]
-    columns = ["first", "second", "questions", "wins", "ties", "losses", "alike in both orders", "win rate", "length-controlled"]
-    counts = [str(result[key]) for key in ("questions", "wins", "ties", "losses", "consistent")]
-    reporter.table("head to head", columns, [[result["first"], result["second"], *counts, *rates]])
-    if unreadable := result["unreadable"]:
-        reporter.say(
-            f"warning: {len(unreadable)} replies of the judge hold no verdict, and their questions are left out: "
-            f"{listed(unreadable)}"
-        )
-    for side, number in zip(("first", "second"), result["cut_off"], strict=True):
-        _warn_of_cut_off(result[side], number, reporter)
-    reporter.say(f"the result is in {path}, every reply in verdicts.jsonl beside it")

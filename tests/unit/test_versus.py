@@ -1,7 +1,10 @@
 """Head to head against a scripted judge (a fake): orders, resuming, replies without a verdict, hostile answers, failures."""
 
+import asyncio
 import json
 import re
+import signal
+import threading
 
 import pytest
 
@@ -120,6 +123,26 @@ def test_the_client_tries_again_what_may_pass(store):
     assert len(judge.requests) == 4
 
 
+def test_an_interrupt_does_not_wait_for_a_judge_that_hangs_and_what_was_said_is_kept(store):
+    released, waited_out = threading.Event(), []
+
+    def reply(prompt):
+        if "Question q1?" in prompt:
+            return prefers_good(prompt)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        if not released.wait(20):
+            waited_out.append(prompt)
+        return prefers_good(prompt)
+
+    with scripted_judge(reply) as judge:
+        asked = Judge(model="tiny", base_url=judge.url)
+        with pytest.raises(KeyboardInterrupt):
+            judge_all([match("q1"), match("q2")], asked, Verdicts(store, store.path("versus")), lambda _: None, at_once=1)
+        released.set()
+    assert not waited_out
+    assert len(store.read_bytes(store.path("versus", "verdicts.jsonl")).splitlines()) == 2
+
+
 def test_a_server_that_is_not_there_is_told(store):
     gone = Judge(model="tiny", base_url="http://127.0.0.1:9/v1", retries=0)
     with pytest.raises(
@@ -144,13 +167,13 @@ def test_a_reply_that_is_no_chat_completion_is_told(body):
             GenerationError,
             match=r"the judge tiny at http://\S+(: found .*, expected a chat|/v1 does not answer \(question 'q1'\): .)",
         ):
-            ask_judge(client_of(asked), asked, match().contest("first"), "q1")
+            asyncio.run(ask_judge(client_of(asked), asked, match().contest("first"), "q1"))
 
 
 def test_a_reply_of_a_judge_that_says_nothing_is_empty():
     with scripted_judge(lambda _: b'{"choices": [{"message": {"content": null}}]}') as judge:
         asked = Judge(model="tiny", base_url=judge.url, retries=0)
-        assert ask_judge(client_of(asked), asked, match().contest("first"), "q1") == ""
+        assert asyncio.run(ask_judge(client_of(asked), asked, match().contest("first"), "q1")) == ""
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "sk\n-a", "\u202esk"])

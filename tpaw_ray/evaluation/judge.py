@@ -18,7 +18,7 @@ from tpaw_ray.errors import ConfigError, GenerationError
 from tpaw_ray.wording import one_line, shorten
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import AsyncOpenAI
 
 Verdict = Literal["A", "B", "C"]
 TEMPLATE = Path(__file__).parent / "pairwise.jinja"
@@ -104,14 +104,14 @@ def verdict_in(reply: str) -> Verdict | None:
     return found.pop() if len(found) == 1 else None
 
 
-def client_of(judge: Judge) -> "OpenAI":
+def client_of(judge: Judge) -> "AsyncOpenAI":
     """The client, with the key of the environment. A server of one's own may need none.
 
     Raises:
         ConfigError: when the `openai` package is missing, when the key cannot be one, and when there is none for OpenAI's own.
     """
     try:
-        from openai import OpenAI
+        from openai import AsyncOpenAI
     except ImportError as error:
         raise ConfigError("the judge needs the openai package: pip install 'tpaw-ray[evaluation]'") from error
     key = os.environ.get(KEY)
@@ -120,12 +120,12 @@ def client_of(judge: Judge) -> "OpenAI":
     if key and not (key.isascii() and key.isprintable()):  # which no header can carry
         raise ConfigError(f"{KEY}: holds characters that no key has; expected printable ASCII")
     try:
-        return OpenAI(base_url=judge.base_url, api_key=key or "none", max_retries=judge.retries, timeout=judge.timeout_s)
+        return AsyncOpenAI(base_url=judge.base_url, api_key=key or "none", max_retries=judge.retries, timeout=judge.timeout_s)
     except Exception as error:  # of the HTTP client's own types
         raise ConfigError(f"--judge-url: {shorten(judge.base_url)}: {one_line(error)}; expected a URL") from error
 
 
-def ask_judge(client: "OpenAI", judge: Judge, contest: Contest, question_id: str) -> str:
+async def ask_judge(client: "AsyncOpenAI", judge: Judge, contest: Contest, question_id: str) -> str:
     """The judge's reply to a question's contest, drawn greedily.
 
     Raises:
@@ -136,7 +136,7 @@ def ask_judge(client: "OpenAI", judge: Judge, contest: Contest, question_id: str
 
     place = judge.base_url or "OpenAI"
     try:
-        said = client.chat.completions.create(
+        said = await client.chat.completions.create(
             model=judge.model,
             messages=[{"role": "user", "content": prompt_of(judge.template, contest)}],
             temperature=0.0,

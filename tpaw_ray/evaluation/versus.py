@@ -4,16 +4,19 @@ Every verdict is appended to `verdicts.jsonl` as it comes, under a digest of all
 A reply without a verdict is kept as well, counted and named: the judge draws greedily, so that it would say the same again.
 """
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from itertools import islice
+from typing import TYPE_CHECKING
 
 from tpaw_ray.errors import RunError
 from tpaw_ray.evaluation.judge import Contest, Judge, Verdict, ask_judge, client_of, key_of, verdict_in
 from tpaw_ray.evaluation.preference import Judged
 from tpaw_ray.runs.store import RunStore
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 ORDERS = ("first", "second")
 """Where the first model's answer stands: as A, then as B."""
@@ -93,44 +96,38 @@ def judge_all(
 
     Raises:
         GenerationError: when the judge does not answer; what it said before is kept.
+        KeyboardInterrupt: at once, whatever the judge is busy with.
     """
     both = [(match, order) for match in matches for order in ORDERS]
     asked = [(match, order, key_of(judge, match.contest(order), match.question_id, order)) for match, order in both]
-    open_ = iter([one for one in asked if verdicts.get(one[2]) is None])
     advance(sum(verdicts.get(key) is not None for _, _, key in asked))
-    client = client_of(judge)
-
-    def say(match: Match, order: str, key: str) -> Said:
-        reply = ask_judge(client, judge, match.contest(order), match.question_id)
-        return Said(key=key, question_id=match.question_id, order=order, verdict=verdict_in(reply), reply=reply)
-
-    with ThreadPoolExecutor(at_once) as threads:
-        for said in _in_turn(threads, open_, say, at_once):
-            verdicts.put(said)
-            advance(1)
+    missing = iter([one for one in asked if verdicts.get(one[2]) is None])
+    asyncio.run(_judge_each(missing, judge, verdicts, advance, at_once))
     found = [verdicts.get(key) for _, _, key in asked]
     return [said for said in found if said is not None]
 
 
-def _in_turn(
-    threads: ThreadPoolExecutor,
-    waiting: Iterator[tuple[Match, str, str]],
-    say: Callable[[Match, str, str], Said],
-    at_once: int,
-) -> Iterator[Said]:
-    """What is said, as it comes, `at_once` at a time. After an error none is begun, and what is under way is yielded first."""
-    running: set[Future[Said]] = {threads.submit(say, *one) for one in islice(waiting, at_once)}
-    failed: BaseException | None = None
-    while running:
-        done, running = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
-            if (error := future.exception()) is not None:
+async def _judge_each(
+    waiting: Iterator[tuple[Match, str, str]], judge: Judge, verdicts: Verdicts, advance: Callable[[int], None], at_once: int
+) -> None:
+    """Keep what is said as it comes, `at_once` requests at a time. After an error none is begun; what is under way is kept."""
+    failed: Exception | None = None
+
+    async def ask_in_turn(client: "AsyncOpenAI") -> None:
+        nonlocal failed
+        for match, order, key in waiting:
+            if failed:
+                break
+            try:
+                reply = await ask_judge(client, judge, match.contest(order), match.question_id)
+                verdicts.put(Said(key=key, question_id=match.question_id, order=order, verdict=verdict_in(reply), reply=reply))
+                advance(1)
+            except Exception as error:
                 failed = failed or error
-            else:
-                yield future.result()
-        if failed is None:
-            running |= {threads.submit(say, *one) for one in islice(waiting, len(done))}
-    if failed is not None:
+
+    async with client_of(judge) as client:
+        await asyncio.gather(*(ask_in_turn(client) for _ in range(at_once)))
+    if failed:
         raise failed
 
 
