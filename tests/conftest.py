@@ -1,6 +1,7 @@
 """What tests share: one local Ray and one tiny model for the whole session."""
 
 import logging
+import signal
 import tempfile
 import time
 import uuid
@@ -105,3 +106,11 @@ def bucket(s3):
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     s3.make_bucket(name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def heeds_ctrl_c():
+    """Tests that run in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -42,12 +42,13 @@ def wait_for_nodes(needed: Sequence[Demand], minutes: float, say: Callable[[str]
     deadline = time.monotonic() + 60 * minutes
     if minutes:
         say(f"waiting up to {minutes:g} minutes for nodes: {missing}")
-        each = [(demand.each, dict(demand.labels)) for demand in needed for _ in range(demand.number)]
-        request_resources(bundles=[dict(bundle) for bundle, _ in each], bundle_label_selectors=[labels for _, labels in each])
+    each = [(demand.each, dict(demand.labels)) for demand in needed for _ in range(demand.number)]
     try:
         while missing := unmet(needed, cluster_nodes()):
             if time.monotonic() >= deadline:
                 raise ResourceError(missing + (f" (waited {minutes:g} minutes for them)" if minutes else ""))
+            # Asked for anew each time: there is one request in a cluster, and a run beside this one may have withdrawn it.
+            request_resources(bundles=[dict(bundle) for bundle, _ in each], bundle_label_selectors=[labels for _, labels in each])
             time.sleep(min(LOOK_S, 1.0))
     finally:
         if minutes:

@@ -45,7 +45,7 @@ def runs(tmp_path, monkeypatch):
 
 
 def nodes(cpus):
-    return [Node(labels={}, resources={"CPU": cpus})]
+    return lambda: [Node(labels={}, resources={"CPU": cpus})]
 
 
 def play(folder, runs, most, cpus=64.0):
@@ -77,6 +77,15 @@ def test_in_an_object_store_what_a_run_said_is_there_when_it_has_ended(tmp_path,
     assert store.exists(f"{folder}/config.yaml")
 
 
+def test_nodes_that_come_later_are_used(tmp_path, runs, monkeypatch):
+    monkeypatch.setenv("TOGETHER", "2")  # the first waits for the second
+    looks = iter([0.9, 0.9])
+    store = RunStore.open(str(tmp_path), "experiment")
+    ended = []
+    Commands(store, "address:1", lambda: nodes(next(looks, 64.0))(), None).play(runs[:2], lambda run, end: ended.append(run))
+    assert len(ended) == 2
+
+
 def test_as_many_run_at_once_as_may(tmp_path, runs, monkeypatch):
     monkeypatch.setenv("TOGETHER", "2")  # each waits for the other
     assert list(play(tmp_path, runs[:2], most=2)) in ([1, 2], [2, 1])
@@ -95,14 +104,6 @@ def test_no_more_run_at_once_than_may_by_number_and_by_resources(tmp_path, runs,
     monkeypatch.setattr(commands._Command, "__init__", watch)
     play(tmp_path, runs[:2], most, cpus)
     assert starts[1] - starts[0] > 0.3
-
-
-@pytest.fixture
-def heeds_ctrl_c():
-    """Tests that run in the background ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupt_ends_the_runs_that_are_under_way(tmp_path, runs, monkeypatch, heeds_ctrl_c):

@@ -1,11 +1,13 @@
 """An experiment walked from its first run to its table; hand-made run folders stand for runs, made-up answers for engines."""
 
 import json
+import shutil
 
 import pytest
 
 from tests.unit.test_experiment_design import design_of
 from tpaw_ray import cli
+from tpaw_ray.config import dump_config
 from tpaw_ray.errors import ConfigError, DataError, RunError
 from tpaw_ray.experiment import conduct as conducting
 from tpaw_ray.experiment.commands import Ended
@@ -14,6 +16,7 @@ from tpaw_ray.experiment.record import Record, store_of
 from tpaw_ray.experiment.testing import answered
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Prompt
 
 RATES = [1e-4, 1e-3]
 BASE = {
@@ -33,7 +36,7 @@ class House:
         self.played = []
         self.asked = []
         self.validation = lambda run: [0.5, 0.8, 0.6 + run.config.learner.learning_rate]
-        self.prompts = lambda run: b"the same"
+        self.references = lambda run: ["72", None]  # of the held-out prompts
 
     def design(self, **changes):
         file = {
@@ -58,10 +61,10 @@ class House:
         for run in runs:
             self.played.append(run.key)
             if codes := self.failing.get(run.key):
-                finish(run, self.validation(run)[: self.came], self.prompts(run), finished=False)
+                finish(run, self.validation(run)[: self.came], self.references(run), finished=False)
                 on_end(run, Ended(exit_code=codes.pop(0), said="it broke", seconds=1.0))
                 continue
-            finish(run, self.validation(run), self.prompts(run))
+            finish(run, self.validation(run), self.references(run))
             on_end(run, Ended(exit_code=0, said="", seconds=1.0))
 
     def answer(self, asked):
@@ -77,12 +80,17 @@ class House:
         return [event["event"] for event in self.json("experiment.json")["protocol"]]
 
 
-def finish(run, accuracies, prompts, *, finished=True):
+def finish(run, accuracies, references, *, finished=True):
     """What a run leaves behind, as far as an experiment reads it."""
     store = store_of(run)
+    store.write_bytes(store.path("config.yaml"), dump_config(run.config).encode())
+    prompts = [
+        Prompt(prompt_id=str(row), row=row, prompt_tokens=[1], target_tokens=[2], reference_answer=reference)
+        for row, reference in enumerate(references)
+    ]
     for split in ("train", "validation", "test"):
-        store.write_bytes(store.shard(store.prompts(split), 0), prompts)
-    store.commit(store.path("prompts"), test=1, validation=1, train=1)
+        store.write_rows(store.shard(store.prompts(split), 0), prompts, Prompt)
+    store.commit(store.path("prompts"), test=len(prompts), validation=len(prompts), train=len(prompts))
     for number, accuracy in enumerate(accuracies):
         store.commit(store.evaluation(number), accuracy=accuracy, target_logp=-1.0)
     if finished:
@@ -227,6 +235,14 @@ def test_a_run_that_diverged_once_is_tried_again_at_once(house):
     assert house.json("choices.json")["methods"]["tpaw"]["settings"] == {"learner.learning_rate": 1e-3}
 
 
+def test_settings_whose_diverged_run_was_removed_are_tried_again(house):
+    house.failing = {TUNING[1]: [9, 9], TUNING[3]: [7, 7]}
+    assert [house.walk(), house.walk()] == [7, 7]
+    shutil.rmtree(house.folder / "experiments/small" / TUNING[1])
+    assert house.walk() == 0
+    assert house.json("choices.json")["methods"]["tpaw"]["settings"] == {"learner.learning_rate": 1e-3}
+
+
 def test_a_learner_that_fails_otherwise_says_nothing_of_its_settings(house):
     house.failing = {TUNING[1]: [8, 8, 8]}
     assert [house.walk() for _ in range(3)] == [8, 8, 8]
@@ -305,7 +321,7 @@ def test_a_damaged_file_of_the_experiment_is_named(house, name, content, told):
 
 
 def test_methods_whose_held_out_prompts_differ_are_not_compared(house):
-    house.prompts = lambda run: run.method.encode()
+    house.references = lambda run: [run.method]
     with pytest.raises(RunError, match=r"spin_learning_rate-0.0001_seed-9: its held-out prompts are not those of .*tpaw"):
         house.walk()
 
@@ -314,6 +330,14 @@ def test_data_without_final_answers_is_told_at_the_first_run(house):
     house.validation = lambda run: [None, None, None]
     with pytest.raises(DataError, match="no validation prompt has a final answer"):
         house.walk()
+    assert house.played == TUNING[:1]
+
+
+@pytest.mark.parametrize(("references", "limit", "rows"), [([], None, 0), ([None, None], None, 2), ([None, "72"], 1, 1)])
+def test_a_test_split_that_cannot_be_judged_is_told_at_the_first_run(house, references, limit, rows):
+    house.references = lambda run: references
+    with pytest.raises(DataError, match=f"prompts/test: none of the {rows} test prompts .* has a final answer"):
+        house.walk(base={**BASE, "evaluation": {"limit": limit}})
     assert house.played == TUNING[:1]
 
 

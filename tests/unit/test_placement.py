@@ -82,15 +82,13 @@ def test_a_run_does_not_begin_without_its_nodes(monkeypatch):
 
 
 def test_nodes_that_come_in_time_are_waited_for_and_asked_for(monkeypatch):
-    asked, said, looks = [], [], iter([1, 1, 2])
+    asked, said, looks = [], [], iter([1, 1, 1, 2])
     monkeypatch.setattr(nodes_module, "cluster_nodes", lambda: [node(OPPONENT, CPU=1)] * next(looks))
     monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda **request: asked.append(request))
     monkeypatch.setattr(nodes_module, "LOOK_S", 0.01)
     wait_for_nodes([Demand(role="engine", number=2, cpus=1, labels=OPPONENT)], 1, said.append)
-    assert asked == [
-        {"bundles": [{"CPU": 1, "GPU": 0.0}] * 2, "bundle_label_selectors": [OPPONENT] * 2},
-        {"bundles": []},
-    ]
+    request = {"bundles": [{"CPU": 1, "GPU": 0.0}] * 2, "bundle_label_selectors": [OPPONENT] * 2}
+    assert asked == [request, request, {"bundles": []}]  # a run beside this one may have withdrawn the first
     assert said == [
         "waiting up to 1 minutes for nodes: the config needs 2 CPU at the same time, the cluster has 1; "
         "the config needs 2 CPU at the same time on nodes with tpaw-role=opponent, those nodes have 1"

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -284,9 +285,10 @@ def test_a_run_in_an_object_store_is_read_and_its_report_lies_beside_it(bucket):
 
 
 def test_a_band_is_the_mean_and_deviation_over_seeds():
-    assert band([{0: 1.0, 1: 2.0, 2: 5.0}, {0: 3.0, 1: 2.0, 2: None}]) == Band(
-        x=(0, 1, 2), mean=(2.0, 2.0, 5.0), deviation=(math.sqrt(2), 0.0, None)
+    assert band([{0: 1.0, 1: 2.0, 2: 5.0}, {0: 3.0, 1: 2.0, 2: None}, {}]) == Band(
+        x=(0, 1), mean=(2.0, 2.0), deviation=(math.sqrt(2), 0.0)
     )
+    assert band([{}]) == Band(x=(), mean=(), deviation=())
     assert band([{0: 1.0, 1: 3.0, 2: 5.0}], points=2) == Band(x=(0, 2), mean=(2.0, 5.0), deviation=(None, None))
 
 
@@ -333,6 +335,24 @@ def test_an_experiment_has_its_table_and_its_methods_curves(experiment):
     assert figures.protocol == ("tuned, noon", "touch test once")
     choices = (("tpaw · learner.learning_rate", "0.0001"),)
     assert figures.more == {"choices": choices, "failures": (("tuning/tpaw", "loss: nan"),)}
+
+
+def test_a_run_that_diverged_is_over_and_the_page_says_so(experiment):
+    path = experiment.path("experiment.json")
+    content = experiment.read_json(path)
+    content["runs"] = content["runs"][:2]
+    experiment.write_json(path, content)
+    page = experiment_page(gather_experiment(experiment))
+    assert "all 2 runs finished" in page and "diverged" not in page
+    experiment.write_json(path, content | {"given_up": ["runs/tpaw-1"], "remarks": ["tpaw, seed 1: the run <b>diverged."]})
+    shutil.rmtree(experiment.path("runs/tpaw-1/evaluations/002"))
+    figures = gather_experiment(experiment)
+    assert [(run.state, run.ended) for run in figures.runs] == [
+        ("finished", True),
+        ("diverged, 1 of 2 iterations evaluated", True),
+    ]
+    page = experiment_page(figures)
+    assert "all 2 runs ended" in page and "tpaw, seed 1: the run &lt;b&gt;diverged." in page
 
 
 def test_an_experiment_is_tolerant_of_what_is_absent(tmp_path):

@@ -123,7 +123,7 @@ def test_the_client_tries_again_what_may_pass(store):
     assert len(judge.requests) == 4
 
 
-def test_an_interrupt_does_not_wait_for_a_judge_that_hangs_and_what_was_said_is_kept(store):
+def test_an_interrupt_does_not_wait_for_a_judge_that_hangs_and_what_was_said_is_kept(store, heeds_ctrl_c):
     released, waited_out = threading.Event(), []
 
     def reply(prompt):

@@ -37,9 +37,10 @@ class Ended:
 
 
 class Commands:
-    """Plays runs on the Ray at `address`; each one's config and output lie in `logs/` of the experiment's folder."""
+    """Plays runs on the Ray at `address`, whose `nodes` may come and go; each one's config and output lie in `logs/` of the
+    experiment's folder."""
 
-    def __init__(self, store: RunStore, address: str, nodes: Sequence[Node], most: int | None) -> None:
+    def __init__(self, store: RunStore, address: str, nodes: Callable[[], Sequence[Node]], most: int | None) -> None:
         self.store = store
         self.address = address
         self.nodes = nodes
@@ -63,7 +64,7 @@ class Commands:
                 command.end()
 
     def _may_start(self, running: "Sequence[_Command]", coming: Planned) -> bool:
-        return may_start([one.run.config for one in running], coming.config, self.nodes, self.most)
+        return may_start([one.run.config for one in running], coming.config, self.nodes(), self.most)
 
 
 class _Command:

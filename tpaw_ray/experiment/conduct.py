@@ -34,6 +34,7 @@ from tpaw_ray.runs.claim import Claim
 from tpaw_ray.runs.continuation import check_same_run
 from tpaw_ray.runs.progress import Reporter
 from tpaw_ray.runs.store import RunStore
+from tpaw_ray.schema import Prompt
 
 PlayAll = Callable[[Sequence[Planned], Callable[[Planned, Ended], None]], None]
 AnswerAll = Callable[[Sequence[Asked]], None]
@@ -66,7 +67,7 @@ def conduct(design: Design, reporter: Reporter, *, verbose: bool = False) -> int
     try:
         connect(verbose=verbose)
         most = None if design.parallel == "resources" else design.parallel
-        commands = Commands(store, ray.get_runtime_context().gcs_address, cluster_nodes(), most)
+        commands = Commands(store, ray.get_runtime_context().gcs_address, cluster_nodes, most)
         with claim, reporter:
             record = Record(design, store)  # another one may have gone on with it meanwhile
             return walk(design, record, commands.play, lambda asked: answer_test(asked, reporter), reporter)
@@ -129,6 +130,12 @@ def is_finished(run: Planned) -> bool:
     return store.is_committed(store.iteration(run.config.iterations - 1))
 
 
+def has_begun(run: Planned) -> bool:
+    """Whether there is anything of a run: one whose folder was removed is begun anew, whatever became of it before."""
+    store = store_of(run)
+    return store.exists(store.path("config.yaml"))
+
+
 def every_run(design: Design, record: Record) -> list[Planned]:
     """All runs of the experiment; before the choice, final runs stand there with the first settings of the grid."""
     settings = record.choices or {method: (design.points(method) or [{}])[0] for method in design.methods}
@@ -186,7 +193,7 @@ def look(design: Design, record: Record) -> Known:
         RunError: when runs of one seed did not have the same held-out prompts.
     """
     runs = [*tuning_runs(design), *(final_runs(design, record.choices) if record.choices else [])]
-    given_up = record.given_up()
+    given_up = {run.key for run in runs if run.key in record.given_up() and has_begun(run)}
     found = {run.key: outcome_of(run, given_up=run.phase == "final" and run.key in given_up) for run in runs}
     outcomes = {key: outcome for key, outcome in found.items() if outcome}
     finished = [run for run in runs if run.key in outcomes]
@@ -249,6 +256,25 @@ def check_same_heldout(finished: Sequence[Planned]) -> None:
             )
 
 
+def check_test_rows(run: Planned) -> None:
+    """See that the test split can be judged, long before it is asked: by its reference answers alone.
+
+    Raises:
+        DataError: when the split is empty, or none of its rows has a final answer.
+    """
+    store, left = store_of(run), run.config.evaluation.limit or 2**31
+    rows = 0
+    for path in store.files(store.prompts("test")):
+        references = store.read_columns(path, Prompt, "reference_answer").column(0)[: left - rows]
+        if references.null_count < len(references):
+            return
+        rows += len(references)
+    raise DataError(
+        f"{store.prompts('test')}: none of the {rows} test prompts that checkpoints would answer has a final answer that "
+        "evaluation.answer_pattern finds; an experiment ends on this split"
+    )
+
+
 def _play(step: Play, record: Record, play: PlayAll, reporter: Reporter) -> dict[str, Ended]:
     this = _Round(failed={})
     with reporter.stage(f"{step.phase} runs", len(step.runs)) as advance:
@@ -264,6 +290,7 @@ def _play(step: Play, record: Record, play: PlayAll, reporter: Reporter) -> dict
                 record.fail(run, ended)
                 result = f"failed with exit code {ended.exit_code}: {ended.said}"
             else:
+                check_test_rows(run)  # what only the end would tell is told by the first run
                 result = f"validation accuracy {', '.join(f'{value:.3f}' for value in outcome.accuracy)}"
             reporter.say(f"  {this.done}/{len(step.runs)} {run.key} ({ended.seconds:.0f} s): {result}")
             advance(1)

@@ -21,6 +21,7 @@ from tpaw_ray.errors import DivergedError, RunError
 from tpaw_ray.experiment.commands import Ended
 from tpaw_ray.experiment.design import Design, Settings, dump_design
 from tpaw_ray.experiment.phases import GIVEN_UP, Choice, Planned
+from tpaw_ray.experiment.table import remarks
 from tpaw_ray.plain_json import NUMBER, misfit
 from tpaw_ray.plain_yaml import parse_plain_yaml
 from tpaw_ray.runs.store import RunStore
@@ -132,6 +133,8 @@ class Record:
                 "table": self.table,
                 "runs": self.runs,
                 "failures": self.failures,
+                "given_up": sorted(self.given_up()),
+                "remarks": remarks(self.table),
             },
         )
 

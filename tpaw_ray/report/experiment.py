@@ -69,6 +69,8 @@ class RunLine:
     seed: str
     root: str
     state: str
+    ended: bool
+    """Whether nothing more is to come of it: it is finished, or was given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,8 @@ class ExperimentFigures:
     root: str
     protocol: tuple[str, ...]
     table: tuple[MethodRow, ...]
+    remarks: tuple[str, ...]
+    """What has to be known of the table: runs that diverged."""
     curves: tuple[MethodCurves, ...]
     runs: tuple[RunLine, ...]
     design: str
@@ -103,6 +107,7 @@ def gather_experiment(store: RunStore) -> ExperimentFigures:
     content = content if isinstance(content, dict) else {}
     listed = [run for run in _list(content, "runs") if isinstance(run, dict)]
     found = [(run, _read(store, run)) for run in listed]
+    diverged = tuple(f"/{key}" for key in _list(content, "given_up"))
     by_method: dict[str, list[RunFigures]] = {}
     for run, figures in found:
         if isinstance(figures, RunFigures) and run.get("phase", FINAL) == FINAL:
@@ -112,8 +117,9 @@ def gather_experiment(store: RunStore) -> ExperimentFigures:
         root=store.root,
         protocol=tuple(_event(line) for line in _list(content, "protocol")),
         table=tuple(_row(row) for row in _list(content, "table") if isinstance(row, dict)),
+        remarks=tuple(map(str, _list(content, "remarks"))),
         curves=tuple(MethodCurves(method=name, runs=len(runs), bands=_bands(runs)) for name, runs in by_method.items()),
-        runs=tuple(_line(run, figures) for run, figures in found),
+        runs=tuple(_line(run, figures, diverged) for run, figures in found),
         design=_design(store),
         more=_more(content),
         environment=next((one.environment for _, one in found if isinstance(one, RunFigures) and one.environment), {}),
@@ -144,13 +150,17 @@ def _read(store: RunStore, run: Mapping[str, Any]) -> RunFigures | str:
         return one_line(error)
 
 
-def _line(run: Mapping[str, Any], figures: RunFigures | str) -> RunLine:
+def _line(run: Mapping[str, Any], figures: RunFigures | str, diverged: tuple[str, ...]) -> RunLine:
+    method, phase, seed, root = (str(run.get(key, "–")) for key in ("method", "phase", "seed", "root"))
+    over = root.endswith(diverged)
     if isinstance(figures, str):
         state = figures
+    elif figures.finished:
+        state = "finished"
     else:
-        state = "finished" if figures.finished else f"{figures.done} of {figures.planned} iterations evaluated"
-    method, phase, seed, root = (str(run.get(key, "–")) for key in ("method", "phase", "seed", "root"))
-    return RunLine(method=method, phase=phase, seed=seed, root=root, state=state)
+        state = f"{'diverged, ' if over else ''}{figures.done} of {figures.planned} iterations evaluated"
+    ended = not isinstance(figures, str) and (figures.finished or over)
+    return RunLine(method=method, phase=phase, seed=seed, root=root, state=state, ended=ended)
 
 
 # The table.
@@ -191,7 +201,8 @@ def _comparison(found: Mapping[str, Any]) -> Comparison:
 
 
 def _more(content: Mapping[str, Any]) -> dict[str, Facts]:
-    shown = {key: value for key, value in content.items() if key not in ("name", "protocol", "table", "runs")}
+    elsewhere = ("name", "protocol", "table", "runs", "given_up", "remarks")
+    shown = {key: value for key, value in content.items() if key not in elsewhere}
     topics: dict[str, Facts] = {}
     for key, value in shown.items():
         if key == "choices" and isinstance(value, dict):  # beside the settings it has the scores of all that were tried
@@ -241,12 +252,16 @@ def _bands(runs: Sequence[RunFigures]) -> dict[str, Band]:
 
 
 def band(curves: Sequence[Mapping[int, float | None]], points: int | None = None) -> Band:
-    """Mean and standard deviation over curves, at each x that one of them has; of many x, means of neighbours.
+    """Mean and standard deviation over curves, as far as all of them go; of many x, means of neighbours.
+
+    Beyond the end of one, the mean of the others would say that a method got better where its worst run is gone.
 
     >>> band([{0: 1.0, 1: 2.0}, {0: 3.0, 1: None}])
-    Band(x=(0, 1), mean=(2.0, 2.0), deviation=(1.4142135623730951, None))
+    Band(x=(0,), mean=(2.0,), deviation=(1.4142135623730951,))
     """
-    every = sorted({x for curve in curves for x, value in curve.items() if value is not None})
+    known_at = [[x for x, value in curve.items() if value is not None] for curve in curves]
+    end = min((max(known) for known in known_at if known), default=0)
+    every = sorted({x for known in known_at for x in known if x <= end})
     size = max(1, -(-len(every) // points)) if points else 1
     groups = [every[first : first + size] for first in range(0, len(every), size)]
     means = [[_mean(curve.get, group) for curve in curves] for group in groups]
