@@ -131,6 +131,7 @@ def versus(
     judge_prompt: Annotated[str | None, typer.Option(help="A Jinja file in place of the prompt that comes with tpaw.")] = None,
     judge_tokens: Annotated[int, typer.Option(min=1, help="Longest reply of the judge, in tokens.")] = 1024,
     judge_extra: Annotated[str, typer.Option(help="Further fields of the judge's request, as JSON.")] = "{}",
+    judge_timeout: Annotated[float, typer.Option(min=1, help="Longest wait for a reply of the judge, in seconds.")] = 120.0,
     judge_at_once: Annotated[int, typer.Option(min=1, max=256, help="Requests under way at once.")] = 8,
     questions: Annotated[str | None, typer.Option(help="A file of questions; default the run's held-out rows.")] = None,
     split: Annotated[Literal["validation", "test"] | None, typer.Option(help="Held-out rows, where no file is given.")] = None,
@@ -149,7 +150,7 @@ def versus(
     from tpaw_ray.opponents.messages import Sampling
     from tpaw_ray.runs.progress import Reporter
 
-    judge = _judge(judge_model, judge_url, judge_prompt, judge_tokens, judge_extra)
+    judge = _judge(judge_model, judge_url, judge_prompt, judge_tokens, judge_timeout, judge_extra)
     first = _open(subject, "last", _config_for(subject, config), settings, to)
     second = _open(other, "last", _config_for(other, config), settings, None, keeps=False)
     sides = Side(first, next(iter(first.checkpoints))), Side(second, next(iter(second.checkpoints)))
@@ -282,7 +283,7 @@ def _config_for(path: str, config: Path | None) -> Path | None:
     return None if run_of(path) else config
 
 
-def _judge(model: str, url: str | None, prompt: str | None, max_tokens: int, extra: str) -> "Judge":
+def _judge(model: str, url: str | None, prompt: str | None, max_tokens: int, timeout_s: float, extra: str) -> "Judge":
     from tpaw_ray.evaluation.judge import TEMPLATE, Judge, read_template
 
     try:
@@ -294,7 +295,14 @@ def _judge(model: str, url: str | None, prompt: str | None, max_tokens: int, ext
         raise ConfigError("--judge-extra: expected a JSON object of further fields")
     if found:  # both are written into the result
         raise ConfigError(f"{found}; the judge's key is given in the environment, as OPENAI_API_KEY")
-    return Judge(model=model, base_url=url, template=read_template(prompt or str(TEMPLATE)), max_tokens=max_tokens, extra=fields)
+    return Judge(
+        model=model,
+        base_url=url,
+        template=read_template(prompt or str(TEMPLATE)),
+        max_tokens=max_tokens,
+        extra=fields,
+        timeout_s=timeout_s,
+    )
 
 
 def _harness_run(

@@ -8,21 +8,25 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from tests.scripted_judge import scripted_judge
 from tests.tiny import tiny_tokenizer
+from tests.unit.test_versus import BAD, GOOD, prefers_good
 from tpaw_ray.cli import main
 from tpaw_ray.config import dump_config, resolve_config
 from tpaw_ray.data.prompts import prepare_prompts
 from tpaw_ray.data.rows import Conversation, Message
 from tpaw_ray.data.template import render, render_prompt
-from tpaw_ray.errors import CheckpointError, ConfigError, DataError, RunError
+from tpaw_ray.errors import CheckpointError, ConfigError, DataError, GenerationError, RunError
 from tpaw_ray.evaluate import _config_for
-from tpaw_ray.evaluation import asking, exact
+from tpaw_ray.evaluation import asking, exact, head_to_head
 from tpaw_ray.evaluation.asking import Reply, answer_questions, room_for_answers
 from tpaw_ray.evaluation.exact import ExactMatch, evaluate_exact, exact_folder
 from tpaw_ray.evaluation.harness import HarnessRun, HarnessTask, as_the_run_asks
-from tpaw_ray.evaluation.head_to_head import Side, versus_folder
+from tpaw_ray.evaluation.head_to_head import Side, compare_models, versus_folder
+from tpaw_ray.evaluation.judge import Judge
 from tpaw_ray.evaluation.questions import Question, heldout_questions
 from tpaw_ray.evaluation.subject import open_subject
+from tpaw_ray.evaluation.words import show_versus
 from tpaw_ray.opponents.messages import Response, Sampling
 from tpaw_ray.policy.directory import own_code
 from tpaw_ray.runs.progress import Reporter
@@ -176,7 +180,7 @@ def test_a_model_needs_a_config_and_results_of_another_are_not_mixed_with_its_ow
     again = open_subject(str(tmp_path / "model"), config=run.path("config.yaml"), to=str(tmp_path / "out"))
     assert again.store == opened.store
     other = write_model(tmp_path / "other")
-    with pytest.raises(RunError, match="was started with another config"):
+    with pytest.raises(RunError, match="was started with another config; choose --to with another folder or undo"):
         open_subject(str(other), config=run.path("config.yaml"), to=str(tmp_path / "out"))
 
 
@@ -361,6 +365,11 @@ def test_a_finished_evaluation_is_shown_without_ray(run, fake_engines, monkeypat
         (["tasks", "RUN"], 2, "expected either --suite (leaderboard-v1, leaderboard-v2, gsm8k-local) or --task"),
         (["tasks", "RUN", "--suite", "v3"], 2, "--suite: found v3, expected one of leaderboard-v1"),
         (["versus", "RUN", "RUN", "--judge-model", "m"], 2, "OPENAI_API_KEY is not set in the environment"),
+        (
+            ["versus", "RUN", "RUN", "--judge-model", "m", "--judge-url", "host:80/v1"],
+            2,
+            "--judge-url: found 'host:80/v1', expected",
+        ),
         (["versus", "RUN", "RUN", "--judge-model", "m", "--judge-extra", "{"], 2, "--judge-extra: not valid JSON"),
         (["answers", "RUN", "--questions", "none.jsonl", "--output", "o"], 3, "none.jsonl: cannot be read"),
     ],
@@ -449,9 +458,62 @@ def test_all_turns_of_a_question_fit(run):
     one, two = Question(question_id="1", turns=("a?",)), Question(question_id="2", turns=("a?", "b?"))
     # <|user|> a ? <|end|> <|assistant|> are 5 tokens; an empty answer and its end, and the second question, 1 + 5 more
     assert (room_for_answers(subject, one), room_for_answers(subject, two)) == (75, (80 - 11) // 2)
+    assert room_for_answers(subject, Question(question_id="3", turns=("a" * 75,))) == 1
+    with pytest.raises(DataError, match=r"question '4': found 80 tokens without an answer, expected fewer than .* \(80\)"):
+        room_for_answers(subject, Question(question_id="4", turns=("a" * 76,)))
 
 
-def head_to_head(run, tmp_path, *overrides, first="run/checkpoints/001"):
+@pytest.fixture
+def sides(run, tmp_path, monkeypatch):
+    """A checkpoint that always says GOOD, cut off, and a model that says BAD; fakes stand in for their engines."""
+
+    @contextmanager
+    def engines(*_):
+        yield []
+
+    def answer(handles, subject, number, questions, samplings, advance):
+        return [[Reply(GOOD if subject.is_run else BAD, cut_off=subject.is_run)] for _ in questions]
+
+    monkeypatch.setattr(head_to_head, "engines", engines)
+    monkeypatch.setattr(head_to_head, "answer_questions", answer)
+    model = open_subject(str(tmp_path / "model"), config=run.path("config.yaml"), keeps=False)
+    return Side(open_subject(run.root, checkpoint="1"), 1), Side(model, 0)
+
+
+ASKED = [Question(question_id=name, turns=(f"{name}?",)) for name in ("a", "b")]
+
+
+def test_the_side_that_answers_better_wins_and_nothing_is_asked_twice(sides, capsys):
+    connected = []
+    with scripted_judge(prefers_good) as server:
+        judge = Judge(model="tiny", base_url=server.url)
+        result, path = compare_models(sides, ASKED, GREEDY, judge, Reporter(), lambda: connected.append(1), at_once=2)
+        assert (result["first"], result["second"]) == ("demo-001", "model")
+        assert (result["wins"], result["ties"], result["losses"], result["consistent"]) == (2, 0, 0, 2)
+        assert (result["win_rate"]["value"], result["cut_off"], result["unreadable"]) == (1.0, [2, 0], [])
+        assert (len(connected), len(server.requests)) == (2, 1 + 4)  # the first, to see that the judge answers
+        again = compare_models(sides, ASKED, GREEDY, judge, Reporter(), lambda: pytest.fail("Ray was started"), at_once=2)
+        assert again == (result, path) and len(server.requests) == 5
+        other = (sides[1], sides[0])
+        lost, _ = compare_models(other, ASKED, GREEDY, judge, Reporter(), lambda: None, at_once=2)
+        assert (lost["wins"], lost["losses"], lost["win_rate"]["value"], lost["cut_off"]) == (0, 2, 0.0, [0, 2])
+    show_versus(result, path, Reporter())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "2 answers of demo-001 were cut off" in shown and "answers of model" not in shown
+
+
+@pytest.mark.parametrize(
+    ("question", "error", "told"),
+    [("a?", GenerationError, "judge tiny at .* does not answer .*an example"), ("a" * 99, DataError, "question 'q': found 103 ")],
+)
+def test_a_judge_who_is_not_there_and_a_question_without_room_are_told_before_any_answer(sides, question, error, told):
+    judge = Judge(model="tiny", base_url="http://127.0.0.1:9/v1", retries=0)
+    asked = [Question(question_id="q", turns=(question,))]
+    with pytest.raises(error, match=told):
+        compare_models(sides, asked, GREEDY, judge, Reporter(), lambda: pytest.fail("Ray was started"), at_once=1)
+
+
+def versus_folder_of(run, tmp_path, *overrides, first="run/checkpoints/001"):
     """The folder of a comparison with a model, as `tpaw evaluate versus` opens both sides."""
     sides = [
         open_subject(path, config=_config_for(path, run.path("config.yaml")), checkpoint="last", overrides=overrides, keeps=keeps)
@@ -462,13 +524,13 @@ def head_to_head(run, tmp_path, *overrides, first="run/checkpoints/001"):
 
 
 def test_one_checkpoint_of_a_run_is_compared_with_a_model(run, tmp_path):
-    assert head_to_head(run, tmp_path).startswith(f"{run.evaluation(1)}/versus-model-")
-    assert head_to_head(run, tmp_path, first="run").startswith(f"{run.evaluation(2)}/versus-model-")
+    assert versus_folder_of(run, tmp_path).startswith(f"{run.evaluation(1)}/versus-model-")
+    assert versus_folder_of(run, tmp_path, first="run").startswith(f"{run.evaluation(2)}/versus-model-")
 
 
 @pytest.mark.parametrize("override", ["data.max_length=100", "opponents.engine_args={max_num_batched_tokens: 512}"])
 def test_answers_given_under_other_settings_are_not_compared_again(run, tmp_path, override):
-    assert head_to_head(run, tmp_path, override) != head_to_head(run, tmp_path) == head_to_head(run, tmp_path)
+    assert versus_folder_of(run, tmp_path, override) != versus_folder_of(run, tmp_path) == versus_folder_of(run, tmp_path)
 
 
 def test_the_second_side_keeps_nothing_and_minds_nobodys_folder(run, tmp_path, monkeypatch):

@@ -108,6 +108,13 @@ def test_quick_keeps_every_method_and_cuts_the_rest_under_another_name(tmp_path)
     assert config_of(smaller, "tpaw", {}).data.limit == 100
 
 
+def test_quick_cuts_what_a_method_sets_itself(tmp_path):
+    long = {"preset": "sft", "iterations": 9, "data": {"limit": 5000}}
+    design = design_of(tmp_path, quick=True, methods={**FILE["methods"], "long": long})
+    config = design.config("long", {}, seed=0, phase="final", name="x")
+    assert (config.iterations, config.data.limit) == (1, 256)
+
+
 @pytest.mark.parametrize("section", ["data", "evaluation"])
 @pytest.mark.parametrize("limit", ["many", [1], True, 0, -1.5])
 def test_quick_leaves_a_limit_that_is_none_for_the_config_to_refuse(tmp_path, section, limit):
@@ -132,6 +139,10 @@ BAD = {
     "no seeds": ({"seeds": []}, "seeds: List should have at least 1 item"),
     "seeds that are none": ({"seeds": "five"}, "seeds: Input should be a valid list, found 'five'"),
     "a seed twice": ({"seeds": [1, 1]}, "seeds: a seed stands twice in [1, 1]"),
+    "a tuning seed twice": (
+        {"tuning": {"seeds": [9, 9], "grid": {"learner.epochs": [1]}}},
+        "tuning.seeds: a seed stands twice in [9, 9]",
+    ),
     "a tuning seed among the final ones": (
         {"tuning": {"seeds": [1], "grid": {"learner.epochs": [1]}}},
         "tuning.seeds: 1 are among seeds too; settings would be chosen for them",

@@ -9,7 +9,7 @@ from ray.actor import ActorHandle
 from tpaw_ray.config import Config
 from tpaw_ray.data.rows import Message
 from tpaw_ray.data.template import render_prompt
-from tpaw_ray.errors import GenerationError
+from tpaw_ray.errors import DataError, GenerationError
 from tpaw_ray.evaluation.questions import Question
 from tpaw_ray.evaluation.subject import Subject
 from tpaw_ray.nodes import NodeWatch, wait_for_nodes
@@ -20,6 +20,7 @@ from tpaw_ray.opponents.seeds import request_seed
 from tpaw_ray.placement import ANYWHERE, Demand, engines_of
 from tpaw_ray.plan import ASKING_CPUS, num_askers, shards_asked
 from tpaw_ray.runs.store import MARKER
+from tpaw_ray.wording import shorten
 
 AT_ONCE = 1024
 """Questions given to the engines in one call."""
@@ -95,16 +96,22 @@ def answer_questions(
 
 
 def room_for_answers(subject: Subject, question: Question) -> int:
-    """New tokens that each answer to a question may have, so that all its turns fit in `data.max_length`; 1 at least.
+    """New tokens that each answer to a question may have, so that all its turns fit in `data.max_length`.
 
     Raises:
-        DataError: when the chat template refuses the question.
+        DataError: when the chat template refuses the question, or it leaves no room.
     """
     asked = [*question.context]
     for turn in question.turns:
         asked += [Message(role="user", content=turn), Message(role="assistant", content="")]
     given = len(render_prompt(subject.tokenizer, asked[:-1], f"question {question.question_id}"))
-    return max(1, (subject.config.data.max_length - given) // len(question.turns))
+    longest = subject.config.data.max_length
+    if given + len(question.turns) > longest:
+        raise DataError(
+            f"question {shorten(question.question_id)}: found {given} tokens without an answer, expected fewer than "
+            f"data.max_length ({longest}); leave it out or raise that"
+        )
+    return (longest - given) // len(question.turns)
 
 
 def _request(subject: Subject, number: int, question: Question, said: Sequence[Reply]) -> Request:

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tpaw_ray.errors import DataError
-from tpaw_ray.evaluation.asking import answer_questions, engines
+from tpaw_ray.evaluation.asking import answer_questions, engines, room_for_answers
 from tpaw_ray.evaluation.exact import check_settled
-from tpaw_ray.evaluation.judge import Judge, client_of
+from tpaw_ray.evaluation.judge import Judge, try_judge
 from tpaw_ray.evaluation.preference import preference
 from tpaw_ray.evaluation.questions import Question
 from tpaw_ray.evaluation.subject import Subject
@@ -64,7 +64,8 @@ def compare_models(
     """The outcome, and its file. Answers and verdicts that are there are not asked for again; Ray is connected when it is needed.
 
     Raises:
-        DataError: for a question of several turns, which this judge's prompt has no place for.
+        DataError: for a question of several turns, which this judge's prompt has no place for, and for one that leaves no room
+            for an answer.
         TpawError: what engines and the judge raise.
     """
     for question in questions:
@@ -72,11 +73,15 @@ def compare_models(
             raise DataError(f"question {shorten(question.question_id)}: has {len(question.turns)} turns, expected one")
     one, other = sides
     check_settled(one.subject, one.number)
-    client_of(judge)  # a missing key is told before the engines start
     store, folder = one.subject.store, versus_folder(one, other, questions, sampling)
+    paths = [f"{folder}/answers-{place}.json" for place in ("first", "second")]
+    if not all(map(store.exists, paths)):  # what would end it is told before the engines start
+        for side in sides:
+            for question in questions:
+                room_for_answers(side.subject, question)
+        try_judge(judge)
     said = [
-        _answers(side, questions, sampling, f"{folder}/answers-{place}.json", one.subject, reporter, connect)
-        for side, place in ((one, "first"), (other, "second"))
+        _answers(side, questions, sampling, path, one.subject, reporter, connect) for side, path in zip(sides, paths, strict=True)
     ]
     matches = [
         Match(question_id=question.question_id, question=_text(question), answer=answer["output"], other=others["output"])

@@ -5,6 +5,7 @@ which no text can contain, and only the last line of the judge's own reply is re
 closing its frame, and a verdict quoted on the way from counting. It does not keep a judge from being persuaded by what it reads.
 """
 
+import asyncio
 import hashlib
 import json
 import os
@@ -39,6 +40,7 @@ class Judge:
     retries: int = 5
     """The client's own, with growing waits, for connections that fail, time-outs, 429 and 5xx."""
     timeout_s: float = 120.0
+    """Longest wait for a reply, each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +110,11 @@ def client_of(judge: Judge) -> "AsyncOpenAI":
     """The client, with the key of the environment. A server of one's own may need none.
 
     Raises:
-        ConfigError: when the `openai` package is missing, when the key cannot be one, and when there is none for OpenAI's own.
+        ConfigError: when the `openai` package is missing, when the address or the key cannot be one, and when there is no key for
+            OpenAI's own.
     """
+    if judge.base_url is not None and not judge.base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"--judge-url: found {shorten(judge.base_url)}, expected an address as http://127.0.0.1:8000/v1")
     try:
         from openai import AsyncOpenAI
     except ImportError as error:
@@ -123,6 +128,21 @@ def client_of(judge: Judge) -> "AsyncOpenAI":
         return AsyncOpenAI(base_url=judge.base_url, api_key=key or "none", max_retries=judge.retries, timeout=judge.timeout_s)
     except Exception as error:  # of the HTTP client's own types
         raise ConfigError(f"--judge-url: {shorten(judge.base_url)}: {one_line(error)}; expected a URL") from error
+
+
+def try_judge(judge: Judge) -> None:
+    """Ask for a verdict on an example, so that a judge who is not there is told before two models answer for hours.
+
+    Raises:
+        ConfigError: as `client_of` does.
+        GenerationError: as `ask_judge` does.
+    """
+
+    async def ask() -> None:
+        async with client_of(judge) as client:
+            await ask_judge(client, judge, Contest(question="1 + 1?", answer_a="2", answer_b="3"), "1 + 1?, an example")
+
+    asyncio.run(ask())
 
 
 async def ask_judge(client: "AsyncOpenAI", judge: Judge, contest: Contest, question_id: str) -> str:

@@ -161,7 +161,7 @@ def _open_model(path: str, config: Path | None, overrides: Sequence[str], to: st
     check_directory(folder, trust_remote_code=resolved.model.trust_remote_code)
     store = RunStore.around(str(target))
     if keeps:
-        check_same_run(resolved, store)
+        check_same_run(resolved, store, instead="--to with another folder")
     return Subject(folder.name, resolved, store, {0: str(folder)}, False)
 
 

@@ -39,6 +39,13 @@ Settings = Mapping[str, Any]
 """Values by dotted key of the config, as in `{"learner.learning_rate": 1e-4}`."""
 
 
+def distinct(seeds: list[int]) -> list[int]:
+    """The seeds; raises `ValueError` when one stands twice."""
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"a seed stands twice in {seeds}")
+    return seeds
+
+
 class Tuning(Section):
     seeds: Seeds
     """Seeds of the tuning runs; none of the final ones, so that no seed is chosen for."""
@@ -46,6 +53,11 @@ class Tuning(Section):
     """Values to try by dotted key of the config; every method tries every combination of its axes."""
     choose_by: Literal["last", "best"] = "last"
     """The checkpoint whose validation accuracy counts: the last iteration's, or the best one's."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
+        return distinct(seeds)
 
     @field_validator("grid")
     @classmethod
@@ -114,9 +126,7 @@ class Design(Section):
     @field_validator("seeds")
     @classmethod
     def _seeds_differ(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"a seed stands twice in {seeds}")
-        return seeds
+        return distinct(seeds)
 
     @field_validator("parallel", mode="before")
     @classmethod
@@ -200,24 +210,43 @@ def quickly(design: Design) -> Design:
 
     Two seeds, two values of the grid's first axis and one of the others, an iteration, few rows; under a name of its own.
     """
-    base = dict(design.base)
-    merge(base, {"iterations": 1, "data": {}, "evaluation": {}})
-    for section, most in (("data", QUICK_ROWS), ("evaluation", QUICK_HELDOUT)):
-        limit = base[section].get("limit")
-        if limit is None or (isinstance(limit, int | float) and limit > most):  # what is no limit is told as without --quick
-            base[section]["limit"] = most
+    base: dict[str, Any] = {"iterations": 1, "data": {"limit": None}, "evaluation": {"limit": None}}
+    merge(base, design.base)
+    methods = {name: method.model_copy(update={"config": _cut(method.config)}) for name, method in design.methods.items()}
     grid = dict(design.tuning.grid) if design.tuning else {}
     for index, axis in enumerate(grid):
         grid[axis] = grid[axis][: 1 if index else QUICK_VALUES]
     tuning = design.tuning and design.tuning.model_copy(update={"grid": grid, "seeds": design.tuning.seeds[:1]})
     return design.model_copy(
-        update={"name": f"{design.name}-quick", "seeds": design.seeds[:QUICK_SEEDS], "base": base, "tuning": tuning}
+        update={
+            "name": f"{design.name}-quick",
+            "seeds": design.seeds[:QUICK_SEEDS],
+            "base": _cut(base),
+            "methods": methods,
+            "tuning": tuning,
+        }
     )
 
 
 def dump_design(design: Design) -> str:
     """The design as YAML; reading it back gives the same design."""
     return yaml.safe_dump(design.model_dump(mode="json"), sort_keys=False)
+
+
+def _cut(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer of which only a little is played: one iteration and few rows, where it says how many.
+
+    >>> _cut({"iterations": 5, "data": {"limit": 5000}, "learner": {"epochs": 2}})
+    {'iterations': 1, 'data': {'limit': 256}, 'learner': {'epochs': 2}}
+    """
+    cut = {**layer, "iterations": 1} if "iterations" in layer else dict(layer)
+    for section, most in (("data", QUICK_ROWS), ("evaluation", QUICK_HELDOUT)):
+        inner = cut.get(section)
+        if isinstance(inner, Mapping) and "limit" in inner:
+            limit = inner["limit"]
+            if limit is None or (isinstance(limit, int | float) and limit > most):  # what is no limit is told as without --quick
+                cut[section] = {**inner, "limit": most}
+    return cut
 
 
 def _nested(settings: Settings) -> dict[str, Any]:

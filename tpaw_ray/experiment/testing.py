@@ -15,7 +15,7 @@ from tpaw_ray.errors import DataError
 from tpaw_ray.evaluation.asking import asking_demands
 from tpaw_ray.evaluation.exact_match import judge, verdict
 from tpaw_ray.nodes import NodeWatch, cluster_nodes, wait_for_nodes
-from tpaw_ray.opponents.messages import EngineSettings, Sampling
+from tpaw_ray.opponents.messages import SET_ASIDE, EngineSettings, Sampling
 from tpaw_ray.opponents.rollouts import Questions, adapter_of, generate
 from tpaw_ray.opponents.roster import Roster
 from tpaw_ray.placement import engines_of, unmet
@@ -141,6 +141,8 @@ def _answer(guest: _Guest, number: int, reporter: Reporter) -> None:
     said = [row for path in store.files(f"{folder}/generations") for row in store.read_rows(path, Generation)]
     answers = judge(prompts, said, guest.tokenizer, config.evaluation.answer_pattern)
     found = verdict(answers)
+    if unanswered := [row.prompt_id for row in said if row.finish_reason == SET_ASIDE]:
+        reporter.say(f"warning: test prompts that end every engine are not judged: {', '.join(unanswered)}")
     if found.accuracy is None:
         raise DataError(f"{store.prompts(SPLIT)}: no test prompt has a final answer that evaluation.answer_pattern finds")
     store.write_rows(store.shard(f"{folder}/answers", 0), answers, Answer)

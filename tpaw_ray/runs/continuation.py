@@ -32,8 +32,9 @@ STAYS = "opponents.engine_args"
 """What of these may not: vLLM's own arguments can make other responses."""
 
 
-def check_same_run(config: Config, store: RunStore) -> None:
-    """Refuse a config that differs from the one the run was started with, but for what of `MAY_CHANGE` is not `STAYS`.
+def check_same_run(config: Config, store: RunStore, *, instead: str = "another run.name") -> None:
+    """Refuse a config that differs from the one the run was started with, but for what of `MAY_CHANGE` is not `STAYS`; the user
+    may choose `instead`.
 
     Raises:
         RunError: with the differing fields, or when the run's `config.yaml` is damaged or gone.
@@ -44,8 +45,8 @@ def check_same_run(config: Config, store: RunStore) -> None:
         return
     if not store.exists(path):
         raise RunError(
-            f"{path}: missing, although {store.inside(made[0])} was made of it; put the config back as it was, or choose another "
-            "run.name"
+            f"{path}: missing, although {store.inside(made[0])} was made of it; put the config back as it was, or choose "
+            f"{instead}"
         )
     # Resolved anew, so that a field which a later version brought counts with its default.
     started = started_config(store)
@@ -55,7 +56,7 @@ def check_same_run(config: Config, store: RunStore) -> None:
         if not key.startswith(MAY_CHANGE) or key.startswith(STAYS)
     ]
     if differing:
-        raise RunError("\n".join([f"{store.root} was started with another config; choose another run.name or undo:", *differing]))
+        raise RunError("\n".join([f"{store.root} was started with another config; choose {instead} or undo:", *differing]))
 
 
 def started_config(store: RunStore) -> Config:
