@@ -458,9 +458,9 @@ def test_all_turns_of_a_question_fit(run):
     one, two = Question(question_id="1", turns=("a?",)), Question(question_id="2", turns=("a?", "b?"))
     # <|user|> a ? <|end|> <|assistant|> are 5 tokens; an empty answer and its end, and the second question, 1 + 5 more
     assert (room_for_answers(subject, one), room_for_answers(subject, two)) == (75, (80 - 11) // 2)
-    assert room_for_answers(subject, Question(question_id="3", turns=("a" * 75,))) == 1
+    assert room_for_answers(subject, Question(question_id="3", turns=("a" * 76,))) == 1
     with pytest.raises(DataError, match=r"question '4': found 80 tokens without an answer, expected fewer than .* \(80\)"):
-        room_for_answers(subject, Question(question_id="4", turns=("a" * 76,)))
+        room_for_answers(subject, Question(question_id="4", turns=("a" * 77,)))
 
 
 @pytest.fixture
@@ -504,7 +504,7 @@ def test_the_side_that_answers_better_wins_and_nothing_is_asked_twice(sides, cap
 
 @pytest.mark.parametrize(
     ("question", "error", "told"),
-    [("a?", GenerationError, "judge tiny at .* does not answer .*an example"), ("a" * 99, DataError, "question 'q': found 103 ")],
+    [("a?", GenerationError, "judge tiny at .* does not answer .*an example"), ("a" * 99, DataError, "question 'q': found 102 ")],
 )
 def test_a_judge_who_is_not_there_and_a_question_without_room_are_told_before_any_answer(sides, question, error, told):
     judge = Judge(model="tiny", base_url="http://127.0.0.1:9/v1", retries=0)

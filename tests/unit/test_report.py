@@ -343,7 +343,7 @@ def test_a_run_that_diverged_is_over_and_the_page_says_so(experiment):
     content["runs"] = content["runs"][:2]
     experiment.write_json(path, content)
     page = experiment_page(gather_experiment(experiment))
-    assert "all 2 runs finished" in page and "diverged" not in page
+    assert "all 2 runs finished" in page and "seed 1: the run" not in page
     experiment.write_json(path, content | {"given_up": ["runs/tpaw-1"], "remarks": ["tpaw, seed 1: the run <b>diverged."]})
     shutil.rmtree(experiment.path("runs/tpaw-1/evaluations/002"))
     figures = gather_experiment(experiment)
