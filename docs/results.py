@@ -34,6 +34,8 @@ to, as where the data of an SFT model is split afterwards. Every number comes fr
 
 ![Test accuracy of every method, and validation accuracy by iteration](small-study.svg)
 
+## Its figures
+
 <!-- scores -->
 <!-- end -->
 
@@ -68,7 +70,7 @@ The order:
 """The page before anything is written by hand."""
 INK = "#7d8590"
 """Of axes and text: the pictures have no ground of their own, and this is legible on white and on black."""
-COLOURS = ("#d9480f", "#1c7ed6", "#ae3ec9", "#0ca678", "#e0a100", "#868e96")
+COLOURS = ("#d9480f", "#1c7ed6", "#ae3ec9", "#0ca678", "#e0a100", "#e64980")
 PANELS = {
     "target_reward": "target reward",
     "generated_reward": "generated reward",
@@ -147,7 +149,7 @@ def draw(result: Mapping[str, Any], folder: Path) -> None:
     }
     figure, (tested, learned) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(1.15, 1), layout="constrained")
     _draw_test(tested, result["table"])
-    _draw_bands(learned, result["curves"], "accuracy", "Validation accuracy by iteration, ± deviation")
+    _draw_bands(learned, result["curves"], "accuracy", "Validation accuracy by iteration, ± deviation", opacity=0.06)
     learned.set_xticks(range(len(result["curves"][0]["bands"]["accuracy"]["x"])))
     _save(figure, folder / "small-study.svg")
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
@@ -174,7 +176,7 @@ def _draw_test(axis: Any, table: list[dict[str, Any]]) -> None:
     axis.set_title("Test accuracy of the last iteration, 95 % interval", loc="left")
 
 
-def _draw_bands(axis: Any, curves: list[dict[str, Any]], column: str, title: str) -> None:
+def _draw_bands(axis: Any, curves: list[dict[str, Any]], column: str, title: str, opacity: float = 0.12) -> None:
     for one, colour in zip(curves, COLOURS, strict=True):
         band = one["bands"].get(column)
         if band is None:  # fine-tuning has no players
@@ -184,7 +186,7 @@ def _draw_bands(axis: Any, curves: list[dict[str, Any]], column: str, title: str
             for sign in (-1, 1)
         )
         axis.plot(band["x"], band["mean"], color=colour, linewidth=1.6, label=one["method"])
-        axis.fill_between(band["x"], low, high, color=colour, alpha=0.12, linewidth=0)
+        axis.fill_between(band["x"], low, high, color=colour, alpha=opacity, linewidth=0)
     axis.set_title(title, loc="left")
 
 
