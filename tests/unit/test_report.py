@@ -352,6 +352,9 @@ def test_a_run_that_diverged_is_over_and_the_page_says_so(experiment):
         ("diverged, 1 of 2 iterations evaluated", True),
     ]
     page = experiment_page(figures)
+    waiting = {"method": "tpaw", "seed": 2, "root": "runs/gone"}
+    experiment.write_json(path, experiment.read_json(path) | {"runs": [*content["runs"], waiting]})
+    assert "1 of 3 runs finished" in experiment_page(gather_experiment(experiment))
     assert "all 2 runs ended" in page and "tpaw, seed 1: the run &lt;b&gt;diverged." in page
 
 

@@ -193,7 +193,8 @@ def look(design: Design, record: Record) -> Known:
         RunError: when runs of one seed did not have the same held-out prompts.
     """
     runs = [*tuning_runs(design), *(final_runs(design, record.choices) if record.choices else [])]
-    given_up = {run.key for run in runs if run.key in record.given_up() and has_begun(run)}
+    diverged = record.given_up()
+    given_up = {run.key for run in runs if run.key in diverged and has_begun(run)}
     found = {run.key: outcome_of(run, given_up=run.phase == "final" and run.key in given_up) for run in runs}
     outcomes = {key: outcome for key, outcome in found.items() if outcome}
     finished = [run for run in runs if run.key in outcomes]
