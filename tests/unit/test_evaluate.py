@@ -27,6 +27,7 @@ from tpaw_ray.evaluation.judge import Judge
 from tpaw_ray.evaluation.questions import Question, heldout_questions
 from tpaw_ray.evaluation.subject import open_subject
 from tpaw_ray.evaluation.words import show_versus
+from tpaw_ray.experiment import testing
 from tpaw_ray.opponents.messages import Response, Sampling
 from tpaw_ray.policy.directory import own_code
 from tpaw_ray.runs.progress import Reporter
@@ -330,6 +331,27 @@ def test_a_second_turn_is_asked_with_the_answer_to_the_first(run, monkeypatch):
         (0.7, ["<|user|>c?<|end|><|assistant|>"]),
         (0.0, ["<|user|>a?<|end|><|assistant|>yes<|end|><|user|>b?<|end|><|assistant|>"]),
     ]
+
+
+def test_a_test_prompt_that_ends_every_engine_is_not_judged_and_named(run, fake_engines, monkeypatch, capsys):
+    def generate(store, questions, *rest, **more):
+        fake_engines.generate(store, questions, *rest, **more)
+        path = store.files(questions.output)[0]
+        first, *others = store.read_rows(path, Generation)
+        set_aside.append(first.prompt_id)
+        rows = [replace(first, generated_tokens=[], finish_reason="set_aside"), *others]
+        store.write_rows(path, rows, Generation)
+
+    set_aside = []
+    monkeypatch.setattr(testing, "generate", generate)
+    monkeypatch.setattr(testing, "SPLIT", "validation")  # the run holds out nothing else
+    asked = testing.Asked(config=open_subject(run.root).config, store=run, checkpoint=0)
+    roster = SimpleNamespace(expect=lambda *_: None, opponents=lambda _: [])
+    testing._answer(testing._Guest(asked=asked, tokenizer=tiny_tokenizer(), roster=roster), 0, Reporter())
+    found = run.counts(run.path("tested", "000"))
+    assert found["judged"] == run.counts(run.path("prompts"))["validation"] - 1
+    told = f"warning: test prompts that end every engine are not judged: {set_aside[0]}"
+    assert told in " ".join(capsys.readouterr().out.split())
 
 
 # The command.
