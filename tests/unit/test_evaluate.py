@@ -498,7 +498,7 @@ def sides(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(head_to_head, "engines", engines)
     monkeypatch.setattr(head_to_head, "answer_questions", answer)
-    model = open_subject(str(tmp_path / "model"), config=run.path("config.yaml"), keeps=False)
+    model = open_subject(str(tmp_path / "model"), config=run.path("config.yaml"), to=str(tmp_path / "out"), keeps=False)
     return Side(open_subject(run.root, checkpoint="1"), 1), Side(model, 0)
 
 
