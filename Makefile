@@ -28,9 +28,8 @@ demo: install
 	$(BIN)/tpaw run jobs/demo.yaml
 
 small-study: install
-	for seed in 0 1 2 3 4 100; do \
-	  OMP_WAIT_POLICY=PASSIVE $(BIN)/python jobs/demo_model.py --to models/study-$$seed --seed $$seed --looks 8 --test-rows 1000 || exit 1; \
-	done
+	printf '%s\n' 0 1 2 3 4 100 | OMP_NUM_THREADS=1 xargs -P 2 -I{} \
+	  $(BIN)/python jobs/demo_model.py --to models/study-{} --seed {} --looks 8 --test-rows 1000
 	$(BIN)/tpaw experiment jobs/small_study.yaml $(QUICK)
 
 test: install
