@@ -28,7 +28,7 @@ START = """# Results
 
 A Llama of 0.86 million parameters on three-digit sums, on a CPU: `make small-study`, that is
 [its experiment](../jobs/small_study.yaml) in the [protocol](experiments.md#the-order) that chooses settings on validation and
-asks the test split once. For every seed some 1500 rows to train on, 500 for validation and 1000 for test; three iterations.
+asks the test split once. For every seed some 1500 rows to train on, 500 for validation and 1000 for test; two iterations.
 No test row was ever fitted; the validation rows are among those that the start model was fitted to, as happens when the data
 of an SFT model is split only afterwards. Every number in the tables comes from
 [small_study.json](../benchmarks/results/small_study.json), which `python docs/results.py runs/experiments/small-study` made.

@@ -120,12 +120,19 @@ def as_group(size, parts):
 
 @pytest.mark.parametrize("case", GROUPS)
 def test_an_update_goes_on_in_another_group(changes, case):
-    """Sums have another order in another group, so that the last bits may differ; a lost or swapped value shows at once."""
+    """Sums have another order in another group, so that the last bits may differ; a lost or swapped value shows at once.
+
+    In bf16 those bits are worth more: two workers and one, neither broken off, are 0.036 apart at a loss of 1.4 on some CPUs.
+    The first step of the second group starts from the first one's weights, and is held to the first one's own loss of it.
+    """
     changed, whole = changes[case]
-    found, expected = (json.loads((run / "second.json").read_text()) for run in (changed, whole))
+    broken_off, found, expected = (
+        json.loads(file.read_text()) for file in (changed / "first.json", changed / "second.json", whole / "second.json")
+    )
     assert found["remarks"] == ["iteration 0: the update goes on after step 2"]
     assert [row["step"] for row in found["rows"]] == [0, 1, 2, 3, 4, 5]
-    near = 2e-2 if "bf16" in case else 1e-5
+    near = 5e-2 if "bf16" in case else 1e-5
+    assert found["rows"][2]["loss"] == pytest.approx(broken_off["rows"][2]["loss"], abs=near / 5)
     for row, other in zip(found["rows"], expected["rows"], strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=near)
         assert row["learning_rate"] == other["learning_rate"]

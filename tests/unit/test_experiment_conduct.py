@@ -12,6 +12,7 @@ from tpaw_ray.errors import ConfigError, DataError, RunError
 from tpaw_ray.experiment import conduct as conducting
 from tpaw_ray.experiment.commands import Ended
 from tpaw_ray.experiment.conduct import check, show_work, walk
+from tpaw_ray.experiment.phases import Answered
 from tpaw_ray.experiment.record import Record, store_of
 from tpaw_ray.experiment.testing import answered
 from tpaw_ray.runs.progress import Reporter
@@ -155,6 +156,7 @@ def test_the_record_holds_choices_runs_and_the_table_of_the_test_split(house):
     assert rows["tpaw"]["comparisons"][1]["difference"] == pytest.approx(0.2)
     table = (house.folder / "experiments/small/table.md").read_text()
     assert "| tpaw | 2 | 0.8050 ± 0.0071 |" in table and "| spin | start | best | +0.2050 |" in table and "tested 20" in table
+    assert found["remarks"] == ["Accuracies are of 10 judged answers each."] and f"\n{found['remarks'][0]}\n" in table
 
 
 def test_choices_are_written_before_the_first_final_run(house):
@@ -372,7 +374,7 @@ def test_what_a_checkpoint_answered_is_read_from_its_run(tmp_path):
     store = RunStore.open(str(tmp_path), "run")
     assert answered(store, 1) is None
     store.commit(store.path("tested", "001"), accuracy=0.25, judged=4)
-    assert answered(store, 1) == 0.25
+    assert answered(store, 1) == Answered(accuracy=0.25, judged=4)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from tests.unit.test_experiment_design import design_of
 from tpaw_ray.config import resolve_config
 from tpaw_ray.errors import LearnerError, RunError
 from tpaw_ray.experiment.phases import (
+    Answered,
     Ask,
     Choose,
     Conclude,
@@ -25,6 +26,7 @@ from tpaw_ray.placement import Node
 
 METHODS = {"tpaw": {"preset": "tpaw"}, "spin": {"preset": "spin"}}
 RATES = (1e-4, 1e-3)
+ANSWERED = Answered(accuracy=0.5, judged=10)
 
 
 @pytest.fixture
@@ -103,10 +105,10 @@ def test_the_start_answers_once_a_seed_and_of_a_run_the_best_on_validation_and_t
 
 
 def test_a_checkpoint_that_has_answered_is_not_asked_again_and_after_the_test_nothing_is(design):
-    half = known_of(TUNING | FINAL, choices=CHOSEN, answers=dict.fromkeys(ASKED[:5], 0.5))
+    half = known_of(TUNING | FINAL, choices=CHOSEN, answers=dict.fromkeys(ASKED[:5], ANSWERED))
     step = next_step(design, half)
     assert isinstance(step, Ask) and sorted(step.questions) == sorted(ASKED[5:])
-    full = known_of(TUNING | FINAL, choices=CHOSEN, answers=dict.fromkeys(ASKED, 0.5))
+    full = known_of(TUNING | FINAL, choices=CHOSEN, answers=dict.fromkeys(ASKED, ANSWERED))
     assert next_step(design, full) == Conclude()
     # Whatever has been removed since: the test split is not touched a second time.
     assert next_step(design, known_of(choices=CHOSEN, tested=True)) == Nothing()

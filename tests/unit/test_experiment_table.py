@@ -9,6 +9,7 @@ from tpaw_ray.experiment.table import (
     as_json,
     comparison_cells,
     make_table,
+    remarks,
     score_cells,
 )
 
@@ -19,7 +20,7 @@ LAST = [0.4, 0.4, 0.4]
 
 
 def scores(values, last=None):
-    return {"best": Scores.of(values, [1] * 3), "last": Scores.of(last or values, [2] * 3)}
+    return {"best": Scores.of(values, [1] * 3, [200] * 3), "last": Scores.of(last or values, [2] * 3, [200, 198, 200])}
 
 
 @pytest.fixture
@@ -91,8 +92,8 @@ def test_what_equal_differences_cannot_tell_is_null_and_not_counted_by_holm(rows
 
 
 def test_one_seed_has_a_difference_and_nothing_more():
-    one = {"best": Scores.of([0.5], [1]), "last": Scores.of([0.5], [1])}
-    other = {"best": Scores.of([0.25], [0]), "last": Scores.of([0.25], [0])}
+    one = {"best": Scores.of([0.5], [1], [10]), "last": Scores.of([0.5], [1], [10])}
+    other = {"best": Scores.of([0.25], [0], [10]), "last": Scores.of([0.25], [0], [10])}
     row = as_json(make_table([0], {"start": other, "tpaw": one}, ["start"]))[1]
     assert (row["best"]["std"], row["best"]["low"]) == (None, None)
     assert comparison({"tpaw": row}, "tpaw", "start", "best") == {
@@ -121,6 +122,15 @@ def test_a_person_reads_four_digits_and_signs(rows):
     ]
     (equal,) = [cell for cell in cells if cell[:3] == ["tpaw", "start", "last"]]
     assert equal[3] == "-0.1000" and equal[6:] == ["–", "–"]
+
+
+def test_a_reader_learns_how_many_answers_accuracies_rest_on(rows):
+    assert remarks(list(rows.values())) == ["Accuracies are of 198 to 200 judged answers each."]
+    (start,) = as_json(make_table([0], {"start": {on: Scores.of([0.5], [0], [10]) for on in ("best", "last")}}, []))
+    assert remarks([start]) == ["Accuracies are of 10 judged answers each."]
+    for on in ("best", "last"):
+        del start[on]["judged"]  # as earlier versions wrote it
+    assert remarks([start]) == []
 
 
 def test_no_name_is_cut_however_narrow_the_terminal_is(capsys):

@@ -17,7 +17,7 @@ METHODS = ("tpaw", "spin", "without-target-weights", "without-player-weights", "
 @pytest.fixture(scope="module")
 def result():
     scores = {
-        name: dict.fromkeys(("best", "last"), Scores.of([0.5 + 0.01 * place, 0.6, 0.7], [1, 2, 3]))
+        name: dict.fromkeys(("best", "last"), Scores.of([0.5 + 0.01 * place, 0.6, 0.7], [1, 2, 3], [1000] * 3))
         for place, name in enumerate((START, *METHODS))
     }
     band = {"x": [0, 1, 2], "mean": [0.5, 0.6, 0.7], "deviation": [0.1, None, 0.1]}
@@ -39,6 +39,7 @@ def test_tables_stand_in_their_places_and_what_is_written_between_them_stays(res
     assert "| tpaw | 3 | 0.6033 ± 0.0950 |" in once  # (0.51 + 0.6 + 0.7) / 3
     assert "| more-sft | 0.560 | 0.600 | 0.700 |" in once
     assert "| spin | learning_rate 0.0003 | given up |" in once
+    assert "\nAccuracies are of 1000 judged answers each.\n" in once
     assert "\nspin, seed 1: the run diverged;" in once
     assert "tuned 2026-01-31T12:00:00+00:00." in once
     written = once.replace("The order:", "The order, by hand:")

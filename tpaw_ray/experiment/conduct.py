@@ -10,6 +10,7 @@ from tpaw_ray.errors import ConfigError, DataError, DivergedError, RunError
 from tpaw_ray.experiment.commands import Commands, Ended
 from tpaw_ray.experiment.design import START, Design
 from tpaw_ray.experiment.phases import (
+    Answered,
     Ask,
     Choose,
     Conclude,
@@ -204,9 +205,8 @@ def look(design: Design, record: Record) -> Known:
     if finals and all(run.key in outcomes for run in finals):
         stores = {run.key: store_of(run) for run in finals}
         for question in questions_of(finals, outcomes):
-            accuracy = answered(stores[question.run], question.checkpoint)
-            if accuracy is not None:
-                answers[question] = accuracy
+            if answer := answered(stores[question.run], question.checkpoint):
+                answers[question] = answer
     return Known(
         outcomes=outcomes,
         given_up=given_up - outcomes.keys(),
@@ -323,7 +323,7 @@ def _asked(design: Design, record: Record, question: Question) -> Asked:
 def _table(design: Design, record: Record, known: Known) -> list[dict[str, object]]:
     finals = final_runs(design, record.choices or {})
     starts = [known.answers[Question(run=start_of(finals, seed), checkpoint=0)] for seed in design.seeds]
-    start = Scores.of(starts, [0] * len(starts))
+    start = _scores(starts, [0] * len(starts))
     scores, given_up = {START: dict.fromkeys(ON, start)}, {}
     for method in design.methods:
         own = [run for run in finals if run.method == method]
@@ -332,6 +332,10 @@ def _table(design: Design, record: Record, known: Known) -> list[dict[str, objec
             outcomes = [known.outcomes[run.key] for run in own]
             numbers = [outcome.best() if on == "best" else outcome.last for outcome in outcomes]
             asked = [Question(run=run.key, checkpoint=number) for run, number in zip(own, numbers, strict=True)]
-            scores[method][on] = Scores.of([known.answers[question] for question in asked], numbers)
+            scores[method][on] = _scores([known.answers[question] for question in asked], numbers)
         given_up[method] = [run.seed for run in own if known.outcomes[run.key].last < run.config.iterations]
     return as_json(make_table(design.seeds, scores, design.baselines, given_up))
+
+
+def _scores(answers: Sequence[Answered], checkpoints: Sequence[int]) -> Scores:
+    return Scores.of([one.accuracy for one in answers], checkpoints, [one.judged for one in answers])

@@ -95,6 +95,15 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What a checkpoint scored on the test split."""
+
+    accuracy: float
+    judged: int
+    """Answers that the accuracy is a share of: those to prompts with a reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Known:
     """What an experiment knows of itself."""
 
@@ -104,8 +113,8 @@ class Known:
     """Keys of tuning runs that diverged too often."""
     choices: Mapping[str, Settings] | None
     """Chosen settings by method; null before the choice."""
-    answers: Mapping[Question, float]
-    """Accuracy on the test split of the checkpoints that answered it."""
+    answers: Mapping[Question, Answered]
+    """Of the checkpoints that answered the test split."""
     tested: bool
     """Whether the test is over: then it is never asked again."""
 

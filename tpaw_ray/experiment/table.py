@@ -24,6 +24,8 @@ class Scores:
     values: Sequence[float]
     checkpoints: Sequence[int]
     """Which checkpoint answered, seed by seed."""
+    judged: Sequence[int]
+    """How many of its answers the accuracy is a share of, seed by seed."""
     mean: float
     std: float | None
     """Over the seeds, with n − 1; null for one seed. Below, Student's 95 % interval of the mean."""
@@ -31,9 +33,9 @@ class Scores:
     high: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float], checkpoints: Sequence[int]) -> "Scores":
+    def of(cls, values: Sequence[float], checkpoints: Sequence[int], judged: Sequence[int]) -> "Scores":
         """
-        >>> found = Scores.of([0.5, 0.7], [1, 2])
+        >>> found = Scores.of([0.5, 0.7], [1, 2], [10, 10])
         >>> round(found.mean, 6), round(found.std, 6)
         (0.6, 0.141421)
         """
@@ -41,6 +43,7 @@ class Scores:
         return cls(
             values=list(values),
             checkpoints=list(checkpoints),
+            judged=list(judged),
             mean=fmean(values),
             std=stdev(values) if len(values) > 1 else None,
             low=interval.low if interval else None,
@@ -134,11 +137,16 @@ def score_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for every run of a table that was given up."""
+    """How many answers the accuracies rest on (tables of earlier versions do not know), and a sentence for every run given up."""
+    judged = [number for row in rows for on in ON for number in row[on].get("judged", ())]
+    least, most = (min(judged), max(judged)) if judged else (0, 0)
     return [
-        f"{row['method']}, seed {seed}: the run diverged; the last checkpoint that it had made counts as its last."
-        for row in rows
-        for seed in row.get("given_up", ())
+        *([f"Accuracies are of {least if least == most else f'{least} to {most}'} judged answers each."] if judged else []),
+        *(
+            f"{row['method']}, seed {seed}: the run diverged; the last checkpoint that it had made counts as its last."
+            for row in rows
+            for seed in row.get("given_up", ())
+        ),
     ]
 
 

@@ -14,6 +14,7 @@ from tpaw_ray.data.template import end_tokens, load_tokenizer
 from tpaw_ray.errors import DataError
 from tpaw_ray.evaluation.asking import asking_demands
 from tpaw_ray.evaluation.exact_match import judge, verdict
+from tpaw_ray.experiment.phases import Answered
 from tpaw_ray.nodes import NodeWatch, cluster_nodes, wait_for_nodes
 from tpaw_ray.opponents.messages import SET_ASIDE, EngineSettings, Sampling
 from tpaw_ray.opponents.rollouts import Questions, adapter_of, generate
@@ -50,10 +51,13 @@ class _Guest:
     roster: Roster
 
 
-def answered(store: RunStore, checkpoint: int) -> float | None:
-    """The accuracy of a checkpoint on the test split; null before it answered."""
+def answered(store: RunStore, checkpoint: int) -> Answered | None:
+    """What a checkpoint scored on the test split; null before it answered."""
     folder = _folder(store, checkpoint)
-    return float(store.counts(folder)["accuracy"]) if store.is_committed(folder) else None
+    if not store.is_committed(folder):
+        return None
+    counts = store.counts(folder)
+    return Answered(accuracy=float(counts["accuracy"]), judged=int(counts["judged"]))
 
 
 def answer_test(asked: Sequence[Asked], reporter: Reporter) -> None:

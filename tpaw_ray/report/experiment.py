@@ -82,7 +82,7 @@ class ExperimentFigures:
     protocol: tuple[str, ...]
     table: tuple[MethodRow, ...]
     remarks: tuple[str, ...]
-    """What has to be known of the table: runs that diverged."""
+    """What has to be known of the table: how many answers it rests on, and runs that diverged."""
     curves: tuple[MethodCurves, ...]
     runs: tuple[RunLine, ...]
     design: str
