@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself, from a bare Python 3.11.
 #   make demo     the tiny model, three TPAW iterations, a table
-#   make small-study    methods side by side on the tiny model, some four hours; QUICK=--quick only shows that it works
+#   make small-study    methods side by side on the tiny model, some two and a half hours; QUICK=--quick only shows that it works
 #   make test     the tests
 #   make test-faults    the kill matrix
 #   make test-long      what takes minutes a test: 200 000 prompts, a run in an object store, two workers of which one dies, a judge served by vLLM

@@ -22,6 +22,8 @@ from tpaw_ray.runs.store import RunStore
 
 PAGE = Path(__file__).with_name("results.md")
 RESULT = Path(__file__).parents[1] / "benchmarks/results/small_study.json"
+EARLIER = RESULT.with_name("small_study_three_iterations.json")
+"""Of the same file before it was made to fit one sitting; it is not made again."""
 START = """# Results
 
 ## The small study
@@ -67,6 +69,11 @@ The order:
 <!-- end -->
 
 ![Rewards, the share of α = η, and log-probabilities by step](small-study-learning.svg)
+
+## An earlier study, of three iterations
+
+<!-- earlier -->
+<!-- end -->
 """
 """The page before anything is written by hand."""
 INK = "#7d8590"
@@ -112,6 +119,7 @@ def blocks(result: Mapping[str, Any]) -> dict[str, str]:
             seeds, [[row["method"], *(f"{value:.3f}" for value in row["last"]["values"])] for row in result["table"]]
         ),
         "protocol": f"{happened}.",
+        "earlier": markdown(SCORE_COLUMNS, score_cells(json.loads(EARLIER.read_text(encoding="utf-8"))["table"])),
     }
 
 
