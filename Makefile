@@ -33,7 +33,8 @@ small-study: install
 	$(BIN)/tpaw experiment jobs/small_study.yaml $(QUICK)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit
+	$(BIN)/python -m pytest tests/ray tests/e2e
 
 test-faults: install
 	$(BIN)/python -m pytest -s tests/faults
