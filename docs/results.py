@@ -33,7 +33,8 @@ A Llama of 0.86 million parameters on three-digit sums, on a CPU: `make small-st
 asks the test split once. For every seed some 1500 rows to train on, 500 for validation and 1000 for test; two iterations.
 No test row was ever fitted; the validation rows are among those that the start model was fitted to, as happens when the data
 of an SFT model is split only afterwards. Every number in the tables comes from
-[small_study.json](../benchmarks/results/small_study.json), which `python docs/results.py runs/experiments/small-study` made.
+[small_study.json](../benchmarks/results/small_study.json), which `python docs/results.py runs/experiments/small-study` made;
+those of the [earlier study](#an-earlier-study-of-three-iterations) from a file of its own.
 
 ![Test accuracy of every method, and validation accuracy by iteration](small-study.svg)
 

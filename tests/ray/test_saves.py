@@ -137,7 +137,7 @@ def test_an_update_goes_on_in_another_group(changes, case):
         assert row["loss"] == pytest.approx(other["loss"], abs=near)
         assert row["learning_rate"] == other["learning_rate"]
     for name, values in weights_of(changed).items():
-        torch.testing.assert_close(values, weights_of(whole)[name], rtol=1e-4, atol=near)
+        torch.testing.assert_close(values, weights_of(whole)[name], rtol=1e-4, atol=min(near, 2e-2))
 
 
 def test_values_are_read_wherever_they_are_written_and_missing_ones_are_told(tmp_path):

@@ -1,7 +1,7 @@
 """The test split, answered once by the checkpoints that an experiment chose.
 
 All checkpoints share one Ray, and the next one's engine imports vLLM while the one before it answers. What a checkpoint answered
-is committed in its run's folder, `tested/003`, and never asked again.
+is committed in its run's folder, `tested/NNN`, and never asked again.
 """
 
 import time
