@@ -10,6 +10,7 @@ set -euo pipefail
 bin=$1 extra=$2 purpose=${3:-dev}
 here=$(cd "$(dirname "$0")/.." && pwd)
 
+export UV_COMPILE_BYTECODE=1 # once, and not in every process of every run where PYTHONDONTWRITEBYTECODE is set
 "$bin/python" -m pip install --quiet uv==0.13.9
 install() { "$bin/uv" pip install --quiet --python "$bin/python" "$@"; }
 

@@ -1,7 +1,8 @@
-"""Write `docs/results.md` and its pictures from the small study, when it is done.
+"""Write `docs/results.md` and its pictures from the small study and what follows it, when they are done.
 
-python docs/results.py runs/experiments/small-study   # takes its figures to benchmarks/results/small_study.json, then as below
-python docs/results.py                                # writes tables and pictures from that file
+python docs/results.py runs/experiments/small-study        # takes its figures to benchmarks/results/small_study.json, then draws
+python docs/results.py runs/experiments/small-study-spin   # the same to small_study_spin.json
+python docs/results.py                                     # writes tables and pictures from these files
 
 What is written by hand between the tables stays.
 """
@@ -21,9 +22,11 @@ from tpaw_ray.report.experiment import MethodCurves, gather_experiment
 from tpaw_ray.runs.store import RunStore
 
 PAGE = Path(__file__).with_name("results.md")
-RESULT = Path(__file__).parents[1] / "benchmarks/results/small_study.json"
-EARLIER = RESULT.with_name("small_study_three_iterations.json")
-"""Of the same file before it was made to fit one sitting; it is not made again."""
+RESULTS = Path(__file__).parents[1] / "benchmarks/results"
+COMMANDS = {"small-study": "make small-study", "small-study-spin": "tpaw experiment jobs/small_study_spin.yaml"}
+"""By the experiment's name, which is its file's as well."""
+EARLIER = "small_study_three_iterations.json"
+"""Of `small_study.yaml` before it was made to fit one sitting; it is not made again."""
 START = """# Results
 
 ## The small study
@@ -71,6 +74,17 @@ The order:
 
 ![Rewards, the share of α = η, and log-probabilities by step](small-study-learning.svg)
 
+## SPIN with more settings
+
+<!-- spin-seeds -->
+<!-- end -->
+
+<!-- spin-comparisons -->
+<!-- end -->
+
+<!-- spin-grid -->
+<!-- end -->
+
 ## An earlier study, of three iterations
 
 <!-- earlier -->
@@ -93,40 +107,48 @@ def take(folder: str) -> None:
     """Write the committed JSON from a finished experiment's folder."""
     store = RunStore.named(folder)
     experiment = store.read_json(store.path("experiment.json"))
-    if experiment["name"] != "small-study" or not experiment["table"]:
+    name = experiment["name"]
+    if name not in COMMANDS or not experiment["table"]:
         sys.exit(
-            f"{store.root}: expected small-study with its table; found {experiment['name']}, {len(experiment['protocol'])} events"
+            f"{store.root}: expected {' or '.join(COMMANDS)} with its table; found {name}, {len(experiment['protocol'])} events"
         )
     figures = gather_experiment(store)
     result = {
-        "command": "make small-study",
+        "command": COMMANDS[name],
         "environment": {topic: dict(facts) for topic, facts in figures.environment.items()},
         **{part: experiment[part] for part in ("protocol", "choices", "table", "failures")},
         "curves": [_drawn(one) for one in figures.curves],
     }
-    RESULT.write_text(json.dumps(_rounded(result), ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    path = RESULTS / _file_of(name)
+    path.write_text(json.dumps(_rounded(result), ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
-def blocks(result: Mapping[str, Any]) -> dict[str, str]:
-    """The tables by the name of their place in the page."""
+def read(name: str) -> dict[str, Any]:
+    """A committed result by its file's name."""
+    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return found
+
+
+def blocks(result: Mapping[str, Any], spin: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, str]:
+    """The tables by the name of their place in the page: of the study, of SPIN's finer grid, and of the earlier study."""
     happened = ", ".join(f"{event['event']} {event['at']}" for event in result["protocol"])
-    seeds = ["method", *(f"seed {seed}" for seed in result["table"][0]["seeds"])]
     return {
         "scores": "\n\n".join([markdown(SCORE_COLUMNS, score_cells(result["table"])), *remarks(result["table"])]),
         "comparisons": markdown(COMPARISON_COLUMNS, comparison_cells(result["table"])),
         "choices": markdown(CHOICE_COLUMNS, choice_cells(result["choices"])),
-        "grid": markdown(["method", "settings", "last accuracy on validation"], _grid(result["choices"])),
-        "seeds": markdown(
-            seeds, [[row["method"], *(f"{value:.3f}" for value in row["last"]["values"])] for row in result["table"]]
-        ),
+        "grid": _grid(result["choices"]),
+        "seeds": _by_seed(result["table"]),
         "protocol": f"{happened}.",
-        "earlier": markdown(SCORE_COLUMNS, score_cells(json.loads(EARLIER.read_text(encoding="utf-8"))["table"])),
+        "spin-seeds": _by_seed(spin["table"]),
+        "spin-comparisons": markdown(COMPARISON_COLUMNS, comparison_cells(spin["table"])),
+        "spin-grid": _grid(spin["choices"]),
+        "earlier": markdown(SCORE_COLUMNS, score_cells(earlier["table"])),
     }
 
 
-def render(page: str, result: Mapping[str, Any]) -> str:
+def render(page: str, tables: Mapping[str, str]) -> str:
     """The page with its tables put in: each between `<!-- NAME -->` and `<!-- end -->`."""
-    for name, text in blocks(result).items():
+    for name, text in tables.items():
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         page, found = place.subn(partial(_between, text), page)
         if found != 1:
@@ -204,8 +226,15 @@ def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, transparent=True, metadata={"Date": None})  # the same numbers make the same bytes
 
 
-def _grid(choices: Mapping[str, Any]) -> list[list[str]]:
-    return [
+def _by_seed(table: list[dict[str, Any]]) -> str:
+    return markdown(
+        ["method", *(f"seed {seed}" for seed in table[0]["seeds"])],
+        [[row["method"], *(f"{value:.3f}" for value in row["last"]["values"])] for row in table],
+    )
+
+
+def _grid(choices: Mapping[str, Any]) -> str:
+    rows = [
         [
             method,
             ", ".join(f"{key.rsplit('.', 1)[-1]} {value:g}" for key, value in point["settings"].items()),
@@ -214,6 +243,11 @@ def _grid(choices: Mapping[str, Any]) -> list[list[str]]:
         for method, choice in choices.items()
         for point in choice["points"]
     ]
+    return markdown(["method", "settings", "last accuracy on validation"], rows)
+
+
+def _file_of(name: str) -> str:
+    return f"{name.replace('-', '_')}.json"
 
 
 def _drawn(curves: MethodCurves) -> dict[str, Any]:
@@ -235,7 +269,8 @@ def _rounded(value: Any) -> Any:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         take(sys.argv[1])
-    found = json.loads(RESULT.read_text(encoding="utf-8"))
-    PAGE.write_text(render(PAGE.read_text(encoding="utf-8") if PAGE.exists() else START, found), encoding="utf-8")
-    draw(found, PAGE.parent)
+    study = read(_file_of("small-study"))
+    tables = blocks(study, read(_file_of("small-study-spin")), read(EARLIER))
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8") if PAGE.exists() else START, tables), encoding="utf-8")
+    draw(study, PAGE.parent)
     print(PAGE)
