@@ -1,7 +1,7 @@
 """Write `docs/results.md` and its pictures from the small study and what follows it, when they are done.
 
 python docs/results.py runs/experiments/small-study        # takes its figures to benchmarks/results/small_study.json, then draws
-python docs/results.py runs/experiments/small-study-spin   # the same to small_study_spin.json
+python docs/results.py runs/experiments/small-study-finer   # the same to small_study_finer.json
 python docs/results.py                                     # writes tables and pictures from these files
 
 What is written by hand between the tables stays.
@@ -23,7 +23,7 @@ from tpaw_ray.runs.store import RunStore
 
 PAGE = Path(__file__).with_name("results.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks/results"
-COMMANDS = {"small-study": "make small-study", "small-study-spin": "tpaw experiment jobs/small_study_spin.yaml"}
+COMMANDS = {"small-study": "make small-study", "small-study-finer": "tpaw experiment jobs/small_study_finer.yaml"}
 """By the experiment's name, which is its file's as well."""
 EARLIER = "small_study_three_iterations.json"
 """Of `small_study.yaml` before it was made to fit one sitting; it is not made again."""
@@ -74,15 +74,15 @@ The order:
 
 ![Rewards, the share of α = η, and log-probabilities by step](small-study-learning.svg)
 
-## SPIN with more settings
+## A finer grid for two methods
 
-<!-- spin-seeds -->
+<!-- finer-seeds -->
 <!-- end -->
 
-<!-- spin-comparisons -->
+<!-- finer-comparisons -->
 <!-- end -->
 
-<!-- spin-grid -->
+<!-- finer-grid -->
 <!-- end -->
 
 ## An earlier study, of three iterations
@@ -129,8 +129,8 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def blocks(result: Mapping[str, Any], spin: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, str]:
-    """The tables by the name of their place in the page: of the study, of SPIN's finer grid, and of the earlier study."""
+def blocks(result: Mapping[str, Any], finer: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, str]:
+    """The tables by the name of their place in the page: of the study, of the finer grid, and of the earlier study."""
     happened = ", ".join(f"{event['event']} {event['at']}" for event in result["protocol"])
     return {
         "scores": "\n\n".join([markdown(SCORE_COLUMNS, score_cells(result["table"])), *remarks(result["table"])]),
@@ -139,9 +139,9 @@ def blocks(result: Mapping[str, Any], spin: Mapping[str, Any], earlier: Mapping[
         "grid": _grid(result["choices"]),
         "seeds": _by_seed(result["table"]),
         "protocol": f"{happened}.",
-        "spin-seeds": _by_seed(spin["table"]),
-        "spin-comparisons": markdown(COMPARISON_COLUMNS, comparison_cells(spin["table"])),
-        "spin-grid": _grid(spin["choices"]),
+        "finer-seeds": _by_seed(finer["table"]),
+        "finer-comparisons": markdown(COMPARISON_COLUMNS, comparison_cells(finer["table"])),
+        "finer-grid": _grid(finer["choices"]),
         "earlier": markdown(SCORE_COLUMNS, score_cells(earlier["table"])),
     }
 
@@ -270,7 +270,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         take(sys.argv[1])
     study = read(_file_of("small-study"))
-    tables = blocks(study, read(_file_of("small-study-spin")), read(EARLIER))
+    tables = blocks(study, read(_file_of("small-study-finer")), read(EARLIER))
     PAGE.write_text(render(PAGE.read_text(encoding="utf-8") if PAGE.exists() else START, tables), encoding="utf-8")
     draw(study, PAGE.parent)
     print(PAGE)

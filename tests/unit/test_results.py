@@ -36,10 +36,10 @@ def result():
 
 
 def test_tables_stand_in_their_places_and_what_is_written_between_them_stays(result):
-    spin, earlier = copy.deepcopy(result), copy.deepcopy(result)
-    spin["table"][2]["last"]["values"] = [0.1234, 0.2, 0.3]
+    finer, earlier = copy.deepcopy(result), copy.deepcopy(result)
+    finer["table"][2]["last"]["values"] = [0.1234, 0.2, 0.3]
     earlier["table"][1]["best"]["mean"] = 0.4321
-    tables = PAGE["blocks"](result, spin, earlier)
+    tables = PAGE["blocks"](result, finer, earlier)
     once = PAGE["render"](PAGE["START"], tables)
     assert "| tpaw | 3 | 0.6033 ± 0.0950 |" in once  # (0.51 + 0.6 + 0.7) / 3
     assert "| more-sft | 0.560 | 0.600 | 0.700 |" in once
@@ -47,7 +47,7 @@ def test_tables_stand_in_their_places_and_what_is_written_between_them_stays(res
     assert "\nAccuracies are of 1000 judged answers each.\n" in once
     assert "\nspin, seed 1: the run diverged;" in once
     assert "tuned 2026-01-31T12:00:00+00:00." in once
-    assert once.count("| spin | 0.123 | 0.200 | 0.300 |") == 1  # where SPIN had more settings
+    assert once.count("| spin | 0.123 | 0.200 | 0.300 |") == 1  # on the finer grid
     assert once.count("| tpaw | 3 | 0.4321 ± 0.0950 |") == 1  # in the earlier study
     written = once.replace("The order:", "The order, by hand:")
     assert PAGE["render"](written, tables) == written
@@ -61,7 +61,7 @@ def test_a_page_that_lacks_a_place_is_refused(result):
 @pytest.mark.parametrize(("name", "table"), [("small-study-quick", [{}]), ("small-study", [])])
 def test_what_is_not_the_finished_study_is_not_taken(tmp_path, name, table):
     (tmp_path / "experiment.json").write_text(json.dumps({"name": name, "table": table, "protocol": []}))
-    with pytest.raises(SystemExit, match=f"expected small-study or small-study-spin with its table; found {name}"):
+    with pytest.raises(SystemExit, match=f"expected small-study or small-study-finer with its table; found {name}"):
         PAGE["take"](str(tmp_path))
 
 
