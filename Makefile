@@ -6,10 +6,10 @@
 #   make test-long      what takes minutes a test: 200 000 prompts, a run in an object store, two workers of which one dies, a judge served by vLLM
 #   make test-cluster      a cluster of several nodes on this machine: jobs, placement, a lost node
 #   make check    lint and types
-#   make install EXTRA=gpu    the same environment for a machine with GPUs
+#   make install EXTRA=gpu    the same environment for a machine with GPUs; the other targets then keep to it
 PYTHON ?= python3.11
-EXTRA ?= cpu
 VENV := .venv
+EXTRA ?= $(if $(wildcard $(VENV)/installed-gpu),gpu,cpu)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(EXTRA)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -21,6 +21,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml cluster/install.sh cluster/overrides-cpu.txt cluster/constraints-cpu.txt cluster/requirements-moto.txt
 	$(PYTHON) -m venv $(VENV)
 	cluster/install.sh $(BIN) $(EXTRA)
+	rm -f $(VENV)/installed-*
 	touch $@
 
 demo: install

@@ -126,6 +126,13 @@ def test_every_run_is_played_once_then_the_test_split_is_answered_once(house):
     assert house.events() == ["tuned", "chosen", "trained", "testing", "tested"]
 
 
+def test_an_experiment_without_tuning_does_not_say_that_it_was_tuned(house):
+    house.validation = lambda run: [0.5, 0.8, 0.6]
+    assert house.walk(tuning=None) == 0
+    assert house.played == FINAL
+    assert house.events() == ["chosen", "trained", "testing", "tested"]
+
+
 def test_the_record_holds_choices_runs_and_the_table_of_the_test_split(house):
     house.walk()
     found = house.json("experiment.json")

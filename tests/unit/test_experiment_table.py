@@ -91,6 +91,12 @@ def test_what_equal_differences_cannot_tell_is_null_and_not_counted_by_holm(rows
     assert min(one["p_holm"] for one in two) == pytest.approx(2 * smaller)
 
 
+def test_the_interval_of_an_accuracy_ends_where_accuracies_do():
+    found = Scores.of([0.7, 0.99, 0.99], [1] * 3, [100] * 3)  # Student's would end at 1.31
+    assert (found.mean, found.high) == (pytest.approx(0.8933, abs=1e-4), 1.0)
+    assert found.low == pytest.approx(0.4774, abs=1e-3)  # 0.8933 - 4.3027 * 0.1674 / sqrt(3)
+
+
 def test_one_seed_has_a_difference_and_nothing_more():
     one = {"best": Scores.of([0.5], [1], [10]), "last": Scores.of([0.5], [1], [10])}
     other = {"best": Scores.of([0.25], [0], [10]), "last": Scores.of([0.25], [0], [10])}

@@ -16,9 +16,9 @@ from tests.tiny import tiny_tokenizer, write_tiny_model
 from tests.unit.test_trackers import evaluate, finish
 from tpaw_ray.config import PRESETS, ModelConfig, dump_config, resolve_config
 from tpaw_ray.errors import ConfigError, RunError
-from tpaw_ray.handing_on.card import method_of
 from tpaw_ray.handing_on.choice import choose
 from tpaw_ray.handing_on.folder import hand_on
+from tpaw_ray.methods import method_of
 from tpaw_ray.policy.directory import COMPANIONS, copy_files
 from tpaw_ray.policy.start import import_start
 from tpaw_ray.runs.store import RunStore

@@ -24,6 +24,7 @@ FLOORS = {
     "config": 2,
     "runs": 2,
     "tracking": 3,
+    "methods": 3,
     "plan": 3,
     "cost": 3,
     "placement": 3,

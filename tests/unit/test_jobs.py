@@ -4,13 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from tpaw_ray.config import load_config
+from tpaw_ray.config import load_config, read_mapping
 from tpaw_ray.experiment.design import load_design
 from tpaw_ray.experiment.phases import final_runs, tuning_runs
 
 ALL = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
-EXPERIMENTS = [path for path in ALL if path.stem.endswith("_study")]
-JOBS = [path for path in ALL if path not in EXPERIMENTS]
+EXPERIMENTS = [path for path in ALL if "methods" in read_mapping(path)]
+JOBS = [path for path in ALL if "run" in read_mapping(path)]
+BASES = {path.parent / base for path in EXPERIMENTS if isinstance(base := read_mapping(path)["base"], str)}
+
+
+def test_every_file_in_jobs_is_a_job_or_an_experiment_or_the_base_of_one():
+    assert BASES and sorted([*EXPERIMENTS, *JOBS, *BASES]) == ALL
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)

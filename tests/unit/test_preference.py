@@ -55,5 +55,11 @@ def test_a_model_that_wins_everything_stays_below_one():
     assert 0.95 < length_controlled([judged(1.0, length=10 + more, other_length=10) for more in range(40)]).value < 1.0
 
 
+@pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
+def test_equal_scores_have_no_interval_at_equal_length(score):
+    found = length_controlled([judged(score, length=10 + more, other_length=10) for more in range(20)])
+    assert (found.low, found.high) == (None, None)
+
+
 def test_a_difference_in_length_that_is_always_the_same_cannot_be_controlled():
     assert length_controlled([judged(1.0, length=20, other_length=10)] * 5) is None

@@ -261,7 +261,8 @@ def test_a_run_on_targets_alone_leaves_out_what_it_does_not_measure(chromium, tm
     )
     MetricsLog(run.store).append([replace(step, players=[], player_weights=[], **unmeasured) for step in run.steps(0)])
     with opened(chromium, tmp_path, run_page(gather_run(run.store), gather_samples(run.store))) as page:
-        assert page.inner_text(".lead .facts div >> nth=0").split("\n") == ["learns from", "targets alone"]
+        assert page.inner_text(".lead .facts div >> nth=0").split("\n") == ["method", "fine-tuning on the targets"]
+        assert page.inner_text(".lead .facts div >> nth=1").split("\n") == ["learns from", "targets alone"]
         assert "team size K" not in page.inner_text(".lead .facts")
         empty = page.locator(".chart.empty").evaluate_all("charts => charts.map((chart) => chart.dataset.chart)")
         assert empty == ["rewards", "margin", "alpha", "beta"]

@@ -81,13 +81,14 @@ def preference(judged: Sequence[Judged], seed: int = 0) -> Preference:
 
 
 def length_controlled(judged: Sequence[Judged], seed: int = 0) -> Figure | None:
-    """The win rate at equal lengths, with a percentile bootstrap over questions."""
+    """The win rate at equal lengths, with a percentile bootstrap over questions; no interval where all scores are equal, since
+    what is drawn from them does not vary."""
     scores = np.array([one.score for one in judged])
     differences = np.array([one.length - one.other_length for one in judged], dtype=float)
     if not len(judged) or (np.ptp(differences) == 0 and differences[0] != 0):
         return None
     value = _at_equal_length(scores, differences)
-    if len(judged) < 2:
+    if np.ptp(scores) == 0:
         return Figure(value=value, low=None, high=None, method="bootstrap")
     drawn = np.random.default_rng(seed).integers(0, len(judged), size=(RESAMPLES, len(judged)))
     low, high = np.quantile([_at_equal_length(scores[rows], differences[rows]) for rows in drawn], (0.025, 0.975))

@@ -90,8 +90,8 @@ def figure(values: Sequence[float]) -> Figure | None:
         found, method = proportion_interval(int(sum(values)), len(values)), "wilson"
     else:
         found, method = mean_interval(values), "student"
-    low, high = (None, None) if found is None else (max(0.0, found.low), min(1.0, found.high))
-    return Figure(value=value, low=low, high=high, method=method)
+    cut = found.within(0.0, 1.0) if found else None
+    return Figure(value=value, low=cut.low if cut else None, high=cut.high if cut else None, method=method)
 
 
 def shown(found: Figure | None) -> str:

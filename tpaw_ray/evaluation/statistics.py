@@ -21,6 +21,14 @@ class Interval:
     low: float
     high: float
 
+    def within(self, least: float, most: float) -> "Interval":
+        """Cut to the values that the figure can have: Student's interval knows of none.
+
+        >>> Interval(low=0.75, high=1.25).within(0.0, 1.0)
+        Interval(low=0.75, high=1.0)
+        """
+        return Interval(low=max(least, self.low), high=min(most, self.high))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:

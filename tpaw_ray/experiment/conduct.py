@@ -170,7 +170,8 @@ def walk(design: Design, record: Record, play: PlayAll, answer: AnswerAll, repor
                 return next(iter(lasting.values())).exit_code
         elif isinstance(step, Choose):
             choices = choose(design, known)
-            record.note("tuned")
+            if design.tuning:
+                record.note("tuned")
             record.choose(choices)
         elif isinstance(step, Ask):
             record.note("trained")

@@ -28,7 +28,7 @@ class Scores:
     """How many of its answers the accuracy is a share of, seed by seed."""
     mean: float
     std: float | None
-    """Over the seeds, with n − 1; null for one seed. Below, Student's 95 % interval of the mean."""
+    """Over the seeds, with n − 1; null for one seed. Below, Student's 95 % interval of the mean, cut to 0 … 1."""
     low: float | None
     high: float | None
 
@@ -40,14 +40,15 @@ class Scores:
         (0.6, 0.141421)
         """
         interval = mean_interval(values)
+        cut = interval.within(0.0, 1.0) if interval else None
         return cls(
             values=list(values),
             checkpoints=list(checkpoints),
             judged=list(judged),
             mean=fmean(values),
             std=stdev(values) if len(values) > 1 else None,
-            low=interval.low if interval else None,
-            high=interval.high if interval else None,
+            low=cut.low if cut else None,
+            high=cut.high if cut else None,
         )
 
 

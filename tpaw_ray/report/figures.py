@@ -9,6 +9,7 @@ from typing import Any
 from tpaw_ray.config import Config, dump_config
 from tpaw_ray.errors import RunError
 from tpaw_ray.evaluation.statistics import Interval, Paired, compare, proportion_interval
+from tpaw_ray.methods import method_of
 from tpaw_ray.plain_json import NUMBER
 from tpaw_ray.runs.continuation import started_config
 from tpaw_ray.runs.metrics import MetricsLog
@@ -78,7 +79,7 @@ class RunFigures:
     name: str
     root: str
     method: Facts
-    """The settings of the equations."""
+    """Its name, and the settings of the equations."""
     planned: int
     """Iterations that the config asks for."""
     ended: float | None
@@ -138,7 +139,7 @@ LEARNS_FROM = {
 
 
 def _method(config: Config) -> Facts:
-    facts = [("learns from", LEARNS_FROM[config.team.data])]
+    facts = [("method", method_of(config)), ("learns from", LEARNS_FROM[config.team.data])]
     if config.team.data != "none":
         facts += [
             ("team size K", str(config.team.size)),
@@ -172,13 +173,9 @@ def _checkpoint(store: RunStore, row: Row, starts: dict[str, bool]) -> Checkpoin
         judged=len(verdicts),
         interval=proportion_interval(sum(verdicts.values()), len(verdicts)),
         gain=gain,
-        gain_interval=_within(gain.interval) if gain and gain.interval else None,
+        gain_interval=gain.interval.within(-1.0, 1.0) if gain and gain.interval else None,
         waited={stage: round(waited.get(stage, 0.0), 3) for stage in STAGES},
     )
-
-
-def _within(interval: Interval) -> Interval:
-    return Interval(low=max(-1.0, interval.low), high=min(1.0, interval.high))
 
 
 def _verdicts(store: RunStore, checkpoint: int) -> dict[str, bool]:
