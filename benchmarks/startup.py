@@ -1,12 +1,13 @@
 """Start-up: `tpaw run` on a few rows, with the packages compiled as `cluster/install.sh` leaves them, and without their bytecode.
 
 The other side is what a process does that finds no bytecode and may keep none (`PYTHONDONTWRITEBYTECODE`, as in many images): it
-compiles what it imports. Refused where the packages are not compiled.
+compiles what it imports. Python's own library is compiled on both sides. Refused where the packages are not compiled.
 """
 
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from importlib.util import cache_from_source, find_spec
@@ -36,8 +37,11 @@ def main(config: Annotated[str, typer.Option(help="A job; its model and data mus
         if not Path(cache_from_source(source)).exists():
             sys.exit(f"{source}: found no bytecode, expected a package that is compiled; cluster/install.sh compiles them")
     ours = seconds(config, {})  # first: the other side then finds all files in memory
-    with tempfile.TemporaryDirectory() as nothing:
-        theirs = seconds(config, {"PYTHONPYCACHEPREFIX": nothing, "PYTHONDONTWRITEBYTECODE": "1"})
+    with tempfile.TemporaryDirectory() as bytecode:
+        bare = {"PYTHONPYCACHEPREFIX": bytecode}
+        library = [sys.executable, "-m", "compileall", "-q", "-x", "site-packages|test", sysconfig.get_path("stdlib")]
+        subprocess.run(library, check=True, env=os.environ | bare)
+        theirs = seconds(config, bare | {"PYTHONDONTWRITEBYTECODE": "1"})
     row = {
         "ratio": round(theirs / ours, 3),
         "ours_s": round(ours, 1),
