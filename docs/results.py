@@ -27,70 +27,6 @@ COMMANDS = {"small-study": "make small-study", "small-study-finer": "tpaw experi
 """By the experiment's name, which is its file's as well."""
 EARLIER = "small_study_three_iterations.json"
 """Of `small_study.yaml` before it was made to fit one sitting; it is not made again."""
-START = """# Results
-
-## The small study
-
-A Llama of 0.86 million parameters on three-digit sums, on a CPU: `make small-study`, that is
-[its experiment](../jobs/small_study.yaml) in the [protocol](experiments.md#the-order) that chooses settings on validation and
-asks the test split once. For every seed some 1500 rows to train on, 500 for validation and 1000 for test; two iterations.
-No test row was ever fitted; the validation rows are among those that the start model was fitted to, as happens when the data
-of an SFT model is split only afterwards. Every number in the tables comes from
-[small_study.json](../benchmarks/results/small_study.json), which `python docs/results.py runs/experiments/small-study` made;
-those of the [earlier study](#an-earlier-study-of-three-iterations) from a file of its own.
-
-![Test accuracy of every method, and validation accuracy by iteration](small-study.svg)
-
-## Its figures
-
-<!-- scores -->
-<!-- end -->
-
-Accuracy on test; `best` is the iteration that was best on validation, `last` the last one; ± is the standard deviation over
-the seeds. By seed, of the last iteration:
-
-<!-- seeds -->
-<!-- end -->
-
-Differences, paired by seed: the same start, the same data.
-
-<!-- comparisons -->
-<!-- end -->
-
-Settings, chosen on validation before the first final run:
-
-<!-- choices -->
-<!-- end -->
-
-All that was tried:
-
-<!-- grid -->
-<!-- end -->
-
-The order:
-
-<!-- protocol -->
-<!-- end -->
-
-![Rewards, the share of α = η, and log-probabilities by step](small-study-learning.svg)
-
-## A finer grid for two methods
-
-<!-- finer-seeds -->
-<!-- end -->
-
-<!-- finer-comparisons -->
-<!-- end -->
-
-<!-- finer-grid -->
-<!-- end -->
-
-## An earlier study, of three iterations
-
-<!-- earlier -->
-<!-- end -->
-"""
-"""The page before anything is written by hand."""
 INK = "#7d8590"
 """Of axes and text: the pictures have no ground of their own, and this is legible on white and on black."""
 COLOURS = ("#d9480f", "#1c7ed6", "#ae3ec9", "#0ca678", "#e0a100", "#e64980")
@@ -271,6 +207,6 @@ if __name__ == "__main__":
         take(sys.argv[1])
     study = read(_file_of("small-study"))
     tables = blocks(study, read(_file_of("small-study-finer")), read(EARLIER))
-    PAGE.write_text(render(PAGE.read_text(encoding="utf-8") if PAGE.exists() else START, tables), encoding="utf-8")
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
     draw(study, PAGE.parent)
     print(PAGE)

@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from tpaw_ray.experiment.design import START
 from tpaw_ray.experiment.table import Scores, as_json, make_table
 
 PAGE = runpy.run_path(str(Path(__file__).parents[2] / "docs/results.py"))
+WRITTEN = PAGE["PAGE"].read_text(encoding="utf-8")
 METHODS = ("tpaw", "spin", "without-target-weights", "without-player-weights", "without-team", "more-sft")
 
 
@@ -38,9 +40,11 @@ def result():
 def test_tables_stand_in_their_places_and_what_is_written_between_them_stays(result):
     finer, earlier = copy.deepcopy(result), copy.deepcopy(result)
     finer["table"][2]["last"]["values"] = [0.1234, 0.2, 0.3]
+    finer["table"][2]["comparisons"][0]["difference"] = 0.2468
+    finer["choices"]["spin"]["points"][0]["accuracy"] = 0.135
     earlier["table"][1]["best"]["mean"] = 0.4321
     tables = PAGE["blocks"](result, finer, earlier)
-    once = PAGE["render"](PAGE["START"], tables)
+    once = PAGE["render"](WRITTEN, tables)
     assert "| tpaw | 3 | 0.6033 ± 0.0950 |" in once  # (0.51 + 0.6 + 0.7) / 3
     assert "| more-sft | 0.560 | 0.600 | 0.700 |" in once
     assert "| spin | learning_rate 0.0003 | given up |" in once
@@ -48,6 +52,8 @@ def test_tables_stand_in_their_places_and_what_is_written_between_them_stays(res
     assert "\nspin, seed 1: the run diverged;" in once
     assert "tuned 2026-01-31T12:00:00+00:00." in once
     assert once.count("| spin | 0.123 | 0.200 | 0.300 |") == 1  # on the finer grid
+    assert once.count("| +0.2468 |") == 1
+    assert once.count("| spin | learning_rate 0.0001 | 0.135 |") == 1
     assert once.count("| tpaw | 3 | 0.4321 ± 0.0950 |") == 1  # in the earlier study
     written = once.replace("The order:", "The order, by hand:")
     assert PAGE["render"](written, tables) == written
@@ -55,7 +61,7 @@ def test_tables_stand_in_their_places_and_what_is_written_between_them_stays(res
 
 def test_a_page_that_lacks_a_place_is_refused(result):
     with pytest.raises(ValueError, match="found 0 places <!-- grid -->, expected 1"):
-        PAGE["render"](PAGE["START"].replace("<!-- grid -->", ""), PAGE["blocks"](result, result, result))
+        PAGE["render"](WRITTEN.replace("<!-- grid -->", ""), PAGE["blocks"](result, result, result))
 
 
 @pytest.mark.parametrize(("name", "table"), [("small-study-quick", [{}]), ("small-study", [])])
@@ -63,6 +69,20 @@ def test_what_is_not_the_finished_study_is_not_taken(tmp_path, name, table):
     (tmp_path / "experiment.json").write_text(json.dumps({"name": name, "table": table, "protocol": []}))
     with pytest.raises(SystemExit, match=f"expected small-study or small-study-finer with its table; found {name}"):
         PAGE["take"](str(tmp_path))
+
+
+def test_each_study_is_taken_to_the_file_that_the_page_reads(tmp_path, monkeypatch, result):
+    monkeypatch.setitem(PAGE["take"].__globals__, "RESULTS", tmp_path)
+    monkeypatch.setitem(PAGE["take"].__globals__, "gather_experiment", lambda store: SimpleNamespace(environment={}, curves=[]))
+    for number, name in enumerate(PAGE["COMMANDS"]):
+        folder = tmp_path / name
+        folder.mkdir()
+        table = [{"method": "start", "accuracy": number / 3}]
+        content = {"name": name, "table": table, "protocol": [], "choices": {}, "failures": []}
+        (folder / "experiment.json").write_text(json.dumps(content))
+        PAGE["take"](str(folder))
+        assert PAGE["read"](PAGE["_file_of"](name))["table"] == [{"method": "start", "accuracy": float(f"{number / 3:.6g}")}]
+    assert {path.name for path in tmp_path.glob("*.json")} == {"small_study.json", "small_study_finer.json"}
 
 
 def test_pictures_name_every_method_and_are_the_same_again(result, tmp_path):
