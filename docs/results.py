@@ -1,8 +1,8 @@
 """Write `docs/results.md` and its pictures from the small study and what follows it, when they are done.
 
-python docs/results.py runs/experiments/small-study        # takes its figures to benchmarks/results/small_study.json, then draws
-python docs/results.py runs/experiments/small-study-finer   # the same to small_study_finer.json
-python docs/results.py                                     # writes tables and pictures from these files
+python docs/results.py runs/experiments/small-study   # takes its figures to benchmarks/results/small_study.json, then draws;
+                                                      # the same of small-study-finer and small-study-finer-tpaw
+python docs/results.py                                # writes tables and pictures from these files
 
 What is written by hand between the tables stays.
 """
@@ -16,14 +16,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tpaw_ray.experiment.table import COMPARISON_COLUMNS, SCORE_COLUMNS, comparison_cells, markdown, remarks, score_cells
+from tpaw_ray.experiment.design import START
+from tpaw_ray.experiment.table import (
+    COMPARISON_COLUMNS,
+    ON,
+    SCORE_COLUMNS,
+    Scores,
+    as_json,
+    comparison_cells,
+    make_table,
+    markdown,
+    remarks,
+    score_cells,
+)
 from tpaw_ray.experiment.words import CHOICE_COLUMNS, choice_cells
 from tpaw_ray.report.experiment import MethodCurves, gather_experiment
 from tpaw_ray.runs.store import RunStore
 
 PAGE = Path(__file__).with_name("results.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks/results"
-COMMANDS = {"small-study": "make small-study", "small-study-finer": "tpaw experiment jobs/small_study_finer.yaml"}
+COMMANDS = {
+    "small-study": "make small-study",
+    "small-study-finer": "tpaw experiment jobs/small_study_finer.yaml",
+    "small-study-finer-tpaw": "tpaw experiment jobs/small_study_finer_tpaw.yaml",
+}
 """By the experiment's name, which is its file's as well."""
 EARLIER = "small_study_three_iterations.json"
 """Of `small_study.yaml` before it was made to fit one sitting; it is not made again."""
@@ -65,8 +81,11 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def blocks(result: Mapping[str, Any], finer: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, str]:
-    """The tables by the name of their place in the page: of the study, of the finer grid, and of the earlier study."""
+def blocks(
+    result: Mapping[str, Any], spin: Mapping[str, Any], tpaw: Mapping[str, Any], earlier: Mapping[str, Any]
+) -> dict[str, str]:
+    """The tables by the name of their place in the page: of the study, the finer grids of SPIN and TPAW, the earlier study."""
+    finer = _side_by_side(spin["table"], tpaw["table"])
     happened = ", ".join(f"{event['event']} {event['at']}" for event in result["protocol"])
     return {
         "scores": "\n\n".join([markdown(SCORE_COLUMNS, score_cells(result["table"])), *remarks(result["table"])]),
@@ -75,9 +94,9 @@ def blocks(result: Mapping[str, Any], finer: Mapping[str, Any], earlier: Mapping
         "grid": _grid(result["choices"]),
         "seeds": _by_seed(result["table"]),
         "protocol": f"{happened}.",
-        "finer-seeds": _by_seed(finer["table"]),
-        "finer-comparisons": markdown(COMPARISON_COLUMNS, comparison_cells(finer["table"])),
-        "finer-grid": _grid(finer["choices"]),
+        "finer-seeds": _by_seed(finer),
+        "finer-comparisons": markdown(COMPARISON_COLUMNS, comparison_cells(finer)),
+        "finer-grid": _grid({"spin": spin["choices"]["spin"], "tpaw": tpaw["choices"]["tpaw"]}),
         "earlier": markdown(SCORE_COLUMNS, score_cells(earlier["table"])),
     }
 
@@ -162,6 +181,17 @@ def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, transparent=True, metadata={"Date": None})  # the same numbers make the same bytes
 
 
+def _side_by_side(spin: list[dict[str, Any]], tpaw: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A table of both on the same starts: the start, and each method as it was chosen on its grid."""
+    rows = {row["method"]: row for row in spin}
+    rows = {START: rows[START], "tpaw": next(row for row in tpaw if row["method"] == "tpaw"), "spin": rows["spin"]}
+    scores = {
+        name: {on: Scores.of(row[on]["values"], row[on]["checkpoints"], row[on].get("judged", ())) for on in ON}
+        for name, row in rows.items()
+    }
+    return as_json(make_table(rows[START]["seeds"], scores, [START, "spin"]))
+
+
 def _by_seed(table: list[dict[str, Any]]) -> str:
     return markdown(
         ["method", *(f"seed {seed}" for seed in table[0]["seeds"])],
@@ -206,7 +236,8 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         take(sys.argv[1])
     study = read(_file_of("small-study"))
-    tables = blocks(study, read(_file_of("small-study-finer")), read(EARLIER))
+    finer = [read(_file_of(name)) for name in ("small-study-finer", "small-study-finer-tpaw")]
+    tables = blocks(study, *finer, read(EARLIER))
     PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
     draw(study, PAGE.parent)
     print(PAGE)

@@ -38,12 +38,13 @@ def result():
 
 
 def test_tables_stand_in_their_places_and_what_is_written_between_them_stays(result):
-    finer, earlier = copy.deepcopy(result), copy.deepcopy(result)
-    finer["table"][2]["last"]["values"] = [0.1234, 0.2, 0.3]
-    finer["table"][2]["comparisons"][0]["difference"] = 0.2468
-    finer["choices"]["spin"]["points"][0]["accuracy"] = 0.135
+    spin, tpaw, earlier = (copy.deepcopy(result) for _ in range(3))
+    spin["table"][2]["last"]["values"] = [0.1234, 0.2, 0.3]
+    spin["choices"]["spin"]["points"][0]["accuracy"] = 0.135
+    tpaw["table"][1]["last"]["values"] = [0.9, 0.91, 0.95]
+    tpaw["choices"]["tpaw"]["points"][0]["accuracy"] = 0.136
     earlier["table"][1]["best"]["mean"] = 0.4321
-    tables = PAGE["blocks"](result, finer, earlier)
+    tables = PAGE["blocks"](result, spin, tpaw, earlier)
     once = PAGE["render"](WRITTEN, tables)
     assert "| tpaw | 3 | 0.6033 ± 0.0950 |" in once  # (0.51 + 0.6 + 0.7) / 3
     assert "| more-sft | 0.560 | 0.600 | 0.700 |" in once
@@ -51,9 +52,9 @@ def test_tables_stand_in_their_places_and_what_is_written_between_them_stays(res
     assert "\nAccuracies are of 1000 judged answers each.\n" in once
     assert "\nspin, seed 1: the run diverged;" in once
     assert "tuned 2026-01-31T12:00:00+00:00." in once
-    assert once.count("| spin | 0.123 | 0.200 | 0.300 |") == 1  # on the finer grid
-    assert once.count("| +0.2468 |") == 1
-    assert once.count("| spin | learning_rate 0.0001 | 0.135 |") == 1
+    finer = ("| spin | 0.123 | 0.200 | 0.300 |", "| tpaw | 0.900 | 0.910 | 0.950 |", "| tpaw | spin | last | +0.7122 |")
+    finer += ("| spin | learning_rate 0.0001 | 0.135 |", "| tpaw | learning_rate 0.0001 | 0.136 |")
+    assert {line: once.count(line) for line in finer} == dict.fromkeys(finer, 1)
     assert once.count("| tpaw | 3 | 0.4321 ± 0.0950 |") == 1  # in the earlier study
     written = once.replace("The order:", "The order, by hand:")
     assert PAGE["render"](written, tables) == written
@@ -61,13 +62,13 @@ def test_tables_stand_in_their_places_and_what_is_written_between_them_stays(res
 
 def test_a_page_that_lacks_a_place_is_refused(result):
     with pytest.raises(ValueError, match="found 0 places <!-- grid -->, expected 1"):
-        PAGE["render"](WRITTEN.replace("<!-- grid -->", ""), PAGE["blocks"](result, result, result))
+        PAGE["render"](WRITTEN.replace("<!-- grid -->", ""), PAGE["blocks"](result, result, result, result))
 
 
 @pytest.mark.parametrize(("name", "table"), [("small-study-quick", [{}]), ("small-study", [])])
 def test_what_is_not_the_finished_study_is_not_taken(tmp_path, name, table):
     (tmp_path / "experiment.json").write_text(json.dumps({"name": name, "table": table, "protocol": []}))
-    with pytest.raises(SystemExit, match=f"expected small-study or small-study-finer with its table; found {name}"):
+    with pytest.raises(SystemExit, match=f"expected {' or '.join(PAGE['COMMANDS'])} with its table; found {name}"):
         PAGE["take"](str(tmp_path))
 
 
@@ -82,7 +83,11 @@ def test_each_study_is_taken_to_the_file_that_the_page_reads(tmp_path, monkeypat
         (folder / "experiment.json").write_text(json.dumps(content))
         PAGE["take"](str(folder))
         assert PAGE["read"](PAGE["_file_of"](name))["table"] == [{"method": "start", "accuracy": float(f"{number / 3:.6g}")}]
-    assert {path.name for path in tmp_path.glob("*.json")} == {"small_study.json", "small_study_finer.json"}
+    assert {path.name for path in tmp_path.glob("*.json")} == {
+        "small_study.json",
+        "small_study_finer.json",
+        "small_study_finer_tpaw.json",
+    }
 
 
 def test_pictures_name_every_method_and_are_the_same_again(result, tmp_path):
