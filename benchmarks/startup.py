@@ -39,7 +39,7 @@ def main(config: Annotated[str, typer.Option(help="A job; its model and data mus
     ours = seconds(config, {})  # first: the other side then finds all files in memory
     with tempfile.TemporaryDirectory() as bytecode:
         bare = {"PYTHONPYCACHEPREFIX": bytecode}
-        library = [sys.executable, "-m", "compileall", "-q", "-x", "site-packages|test", sysconfig.get_path("stdlib")]
+        library = [sys.executable, "-m", "compileall", "-q", "-x", r"site-packages|/tests?/", sysconfig.get_path("stdlib")]
         subprocess.run(library, check=True, env=os.environ | bare)
         theirs = seconds(config, bare | {"PYTHONDONTWRITEBYTECODE": "1"})
     row = {
