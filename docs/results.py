@@ -76,9 +76,11 @@ def take(folder: str) -> None:
 
 
 def read(name: str) -> dict[str, Any]:
-    """A committed result by its file's name."""
+    """A committed result by its file's name. What its table makes of accuracies is made anew: an earlier version of this project
+    let intervals end beyond 1."""
     found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
-    return found
+    compared = dict.fromkeys(one["to"] for row in found["table"] for one in row["comparisons"])
+    return found | {"table": _made_from(found["table"], list(compared))}
 
 
 def blocks(
@@ -184,12 +186,17 @@ def _save(figure: Any, path: Path) -> None:
 def _side_by_side(spin: list[dict[str, Any]], tpaw: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A table of both on the same starts: the start, and each method as it was chosen on its grid."""
     rows = {row["method"]: row for row in spin}
-    rows = {START: rows[START], "tpaw": next(row for row in tpaw if row["method"] == "tpaw"), "spin": rows["spin"]}
+    own = next(row for row in tpaw if row["method"] == "tpaw")
+    return _made_from([rows[START], own, rows["spin"]], [START, "spin"])
+
+
+def _made_from(rows: list[dict[str, Any]], baselines: list[str]) -> list[dict[str, Any]]:
+    """The table as this version makes it from the accuracies by seed."""
     scores = {
-        name: {on: Scores.of(row[on]["values"], row[on]["checkpoints"], row[on].get("judged", ())) for on in ON}
-        for name, row in rows.items()
+        row["method"]: {on: Scores.of(row[on]["values"], row[on]["checkpoints"], row[on].get("judged", ())) for on in ON}
+        for row in rows
     }
-    return as_json(make_table(rows[START]["seeds"], scores, [START, "spin"]))
+    return as_json(make_table(rows[0]["seeds"], scores, baselines, {row["method"]: row.get("given_up", ()) for row in rows}))
 
 
 def _by_seed(table: list[dict[str, Any]]) -> str:

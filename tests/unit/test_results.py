@@ -78,11 +78,15 @@ def test_each_study_is_taken_to_the_file_that_the_page_reads(tmp_path, monkeypat
     for number, name in enumerate(PAGE["COMMANDS"]):
         folder = tmp_path / name
         folder.mkdir()
-        table = [{"method": "start", "accuracy": number / 3}]
-        content = {"name": name, "table": table, "protocol": [], "choices": {}, "failures": []}
-        (folder / "experiment.json").write_text(json.dumps(content))
+        table = copy.deepcopy(result["table"])
+        table[1]["last"] |= {"values": [0.7, 0.99, 0.99 - 0.001 * number], "high": 1.31}
+        (folder / "experiment.json").write_text(json.dumps({**result, "name": name, "table": table, "failures": []}))
         PAGE["take"](str(folder))
-        assert PAGE["read"](PAGE["_file_of"](name))["table"] == [{"method": "start", "accuracy": float(f"{number / 3:.6g}")}]
+        found = PAGE["read"](PAGE["_file_of"](name))["table"]
+        assert found[1]["last"]["values"] == table[1]["last"]["values"]
+        assert found[1]["last"]["high"] == 1.0  # as an earlier version had written it, beyond what an accuracy can be
+        assert [row["method"] for row in found] == [START, *METHODS] and found[2]["given_up"] == [1]
+        assert {one["to"] for row in found for one in row["comparisons"]} == {START, "spin"}
     assert {path.name for path in tmp_path.glob("*.json")} == {
         "small_study.json",
         "small_study_finer.json",
